@@ -1,0 +1,188 @@
+"""Immutable vocabularies: which letters a model knows, and how a sequence becomes token ids.
+
+Concept: an `Alphabet` is a fixed tuple of tokens. `encode` turns a residue string into ids through one
+256-entry table (no per-residue Python), and refuses what it does not know, naming the position. Nothing is
+ever silently mapped to "unknown": what is changed on the way (a stop at the end dropped, J read as X) is
+returned as a note.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
+
+from bioseq.errors import EmptySequenceError, IllegalResidueError
+
+_ILLEGAL = 255
+MASK_TEXT = "<mask>"
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids of the residues, uint8 [L], without special tokens; `notes` say what was changed."""
+
+    ids: np.ndarray
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Alphabet:
+    """A vocabulary of at most 254 tokens. Token ids are positions in `tokens`.
+
+    `standard` are the letters that scans substitute and probabilities are normalised over; `letters` all that
+    may occur in a sequence; `gaps` letters that are refused unless asked for; `aliases` letters read as
+    another one, with a note.
+    """
+
+    name: str
+    tokens: tuple[str, ...]
+    standard: str
+    letters: str
+    gaps: str = ".-"
+    aliases: tuple[tuple[str, str], ...] = ()
+    _table: np.ndarray = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) > 254 or len(set(self.tokens)) != len(self.tokens):
+            raise ValueError(f"alphabet {self.name}: tokens must be unique and at most 254")
+        table = np.full(256, _ILLEGAL, dtype=np.uint8)
+        for letter in self.letters + self.gaps:
+            table[ord(letter)] = table[ord(letter.lower())] = self.tokens.index(letter)
+        for letter, target in self.aliases:
+            table[ord(letter)] = table[ord(letter.lower())] = self.tokens.index(target)
+        table.setflags(write=False)
+        object.__setattr__(self, "_table", table)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def id(self, token: str) -> int:
+        return self.tokens.index(token)
+
+    @property
+    def cls_id(self) -> int:
+        return self.tokens.index("<cls>")
+
+    @property
+    def pad_id(self) -> int:
+        return self.tokens.index("<pad>")
+
+    @property
+    def eos_id(self) -> int:
+        return self.tokens.index("<eos>")
+
+    @property
+    def mask_id(self) -> int:
+        return self.tokens.index(MASK_TEXT)
+
+    @property
+    def standard_ids(self) -> np.ndarray:
+        """Ids of the standard letters, in the order of `standard`; int64 [len(standard)]."""
+        return np.array([self.tokens.index(a) for a in self.standard], dtype=np.int64)
+
+    def encode(self, sequence: str, *, gaps: bool = False, masks: bool = False) -> Encoded:
+        """Token ids of a sequence, uint8 [L], upper or lower case, no special tokens added.
+
+        A `*` at the end is dropped. With `masks`, each "<mask>" in the text is one mask token. Raises
+        `EmptySequenceError` and `IllegalResidueError` (one-based position of the first fault).
+        """
+        if masks and MASK_TEXT in sequence:
+            return self._encode_masked(sequence, gaps)
+        notes: list[str] = []
+        if sequence.endswith("*"):
+            sequence = sequence[:-1]
+            notes.append("stop codon '*' at the end dropped")
+        if not sequence:
+            raise EmptySequenceError("the sequence is empty.", hint="Give at least one residue.")
+        raw = np.frombuffer(sequence.encode("latin-1", "replace"), dtype=np.uint8)
+        ids = self._table[raw]
+        bad = ids == _ILLEGAL
+        if not gaps:
+            for gap in self.gaps:
+                bad |= raw == ord(gap)
+        if bad.any():
+            at = int(np.argmax(bad))
+            raise self._illegal(sequence[at], at + 1)
+        for letter, target in self.aliases:
+            count = int(np.count_nonzero((raw == ord(letter)) | (raw == ord(letter.lower()))))
+            if count:
+                notes.append(f"{count} {letter} read as {target}")
+        return Encoded(ids, tuple(notes))
+
+    def _encode_masked(self, sequence: str, gaps: bool) -> Encoded:
+        parts: list[np.ndarray] = []
+        notes: list[str] = []
+        at = 0
+        pieces = sequence.split(MASK_TEXT)
+        for i, piece in enumerate(pieces):
+            if i:
+                parts.append(np.array([self.mask_id], dtype=np.uint8))
+                at += 1
+            if piece and not (piece == "*" and i == len(pieces) - 1):
+                try:
+                    encoded = self.encode(piece if i == len(pieces) - 1 else piece + "", gaps=gaps)
+                except IllegalResidueError as error:
+                    raise self._illegal("", at + (error.position or 1)) from None
+                if i < len(pieces) - 1 and piece.endswith("*"):
+                    raise self._illegal("*", at + len(piece))
+                parts.append(encoded.ids)
+                notes.extend(encoded.notes)
+                at += len(encoded.ids)
+        return Encoded(np.concatenate(parts), tuple(notes))
+
+    def _illegal(self, letter: str, position: int) -> IllegalResidueError:
+        if letter == "*":
+            what, hint = "a stop '*' inside the sequence", "Cut the sequence at the stop, or translate it anew."
+        elif letter and letter in self.gaps:
+            what, hint = f"gap {letter!r}", "Remove the gaps, or allow them (gaps=True, --gaps)."
+        else:
+            shown = repr(letter) if letter.isprintable() and letter.isascii() and letter else "this character"
+            what, hint = shown, f"The {self.name} alphabet knows {self.letters}."
+        return IllegalResidueError(f"illegal residue at position {position}: {what}.", position=position, hint=hint)
+
+    def decode(self, ids: np.ndarray) -> str:
+        """The tokens' text, joined."""
+        return "".join(self.tokens[int(i)] for i in ids)
+
+
+_SPECIAL = ("<cls>", "<pad>", "<eos>", "<unk>")
+
+
+@cache
+def protein() -> Alphabet:
+    """The 33 tokens of ESM-2 in its order (Lin et al. 2023, doi 10.1126/science.ade2574). J is read as X."""
+    letters = "LAGVSERTIDPKQNFYMHWCXBUZO"
+    return Alphabet(
+        "protein",
+        (*_SPECIAL, *letters, ".", "-", "<null_1>", MASK_TEXT),
+        standard="ACDEFGHIKLMNPQRSTVWY",
+        letters=letters,
+        aliases=(("J", "X"),),
+    )
+
+
+def _nucleic(name: str, letters: str) -> Alphabet:
+    ambiguous = "RYSWKMBDHVN"  # IUPAC-IUB 1984
+    return Alphabet(
+        name, (*_SPECIAL, *letters, *ambiguous, ".", "-", MASK_TEXT), standard=letters, letters=letters + ambiguous
+    )
+
+
+@cache
+def dna() -> Alphabet:
+    return _nucleic("dna", "ACGT")
+
+
+@cache
+def rna() -> Alphabet:
+    return _nucleic("rna", "ACGU")
+
+
+def by_name(name: str) -> Alphabet:
+    """`protein`, `dna` or `rna`. Raises KeyError."""
+    return {"protein": protein, "dna": dna, "rna": rna}[name]()

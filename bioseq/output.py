@@ -1,0 +1,94 @@
+"""Writing results: everything under a temporary name beside the target, synced, then renamed.
+
+A full disk, a missing permission or a kill leaves nothing under the final name; nothing is overwritten
+unless asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from bioseq.errors import OutputError
+
+
+def _explain(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"cannot write {path}: {error.strerror or error}.",
+        hint="Check the free space and the permissions, or choose another place with -o.",
+    )
+
+
+def check_free(path: Path, *, force: bool) -> None:
+    """Raise `OutputError` if `path` exists and may not be replaced, or its folder cannot be written."""
+    if path.exists() and not force:
+        raise OutputError(f"{path} exists already.", hint="Choose another name, or pass --force to replace it.")
+    parent = path.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise OutputError(f"cannot write into {parent}.", hint="Choose another place with -o.")
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path, *, force: bool = False) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it becomes `path`, on any error it is removed."""
+    path = Path(path)
+    check_free(path, force=force)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(fd)
+    except OSError as error:
+        raise _explain(path, error) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _explain(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path, *, force: bool = False) -> Iterator[Path]:
+    """The same for a folder; with `force` an existing one is replaced whole."""
+    path = Path(path)
+    check_free(path, force=force)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+    except OSError as error:
+        raise _explain(path, error) from error
+    try:
+        yield temporary
+        for file in sorted(temporary.rglob("*")):
+            if file.is_file():
+                with open(file, "rb+") as handle:
+                    os.fsync(handle.fileno())
+        os.chmod(temporary, 0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _explain(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
