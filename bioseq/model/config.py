@@ -1,0 +1,86 @@
+"""What an encoder looks like, and the published ESM-2 sizes (Lin et al. 2023, doi 10.1126/science.ade2574)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from bioseq.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a packed encoder. `max_residues` is the longest sequence the model was made for."""
+
+    name: str
+    n_layers: int
+    d_model: int
+    n_heads: int
+    d_ff: int
+    vocab_size: int = 33
+    cls_id: int = 0
+    pad_id: int = 1
+    eos_id: int = 2
+    mask_id: int = 32
+    token_dropout: bool = True
+    layer_norm_eps: float = 1e-5
+    max_residues: int = 1022
+
+    def __post_init__(self) -> None:
+        if self.d_model % self.n_heads or self.head_dim % 2:
+            raise CheckpointError(
+                f"d_model {self.d_model} must be a multiple of n_heads {self.n_heads} with an even head size."
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.n_heads
+
+    @property
+    def n_parameters(self) -> int:
+        """Parameters of encoder and tied LM head."""
+        d, f, v = self.d_model, self.d_ff, self.vocab_size
+        layer = 4 * (d * d + d) + (2 * d * f + f + d) + 4 * d
+        return v * d + self.n_layers * layer + 2 * d + (d * d + d + 2 * d + v)
+
+    def flops_per_token(self, length: float, *, lm_head: bool = False) -> float:
+        """Forward multiply-adds, counted as two operations, of one token in a sequence of `length` tokens:
+        2 per weight of every matrix, and 4 * length * d_model a layer for the two attention products
+        (Kaplan et al. 2020, arXiv 2001.08361, table 1)."""
+        d, f = self.d_model, self.d_ff
+        dense = self.n_layers * (4 * d * d + 2 * d * f)
+        head = d * d + d * self.vocab_size if lm_head else 0
+        return 2.0 * (dense + head) + 4.0 * self.n_layers * length * d
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
+        known = {f.name for f in fields(cls)}
+        for key in data:
+            if key not in known:
+                raise CheckpointError(
+                    f"architecture: unknown key {key!r}; known are {', '.join(sorted(known))}."
+                )
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise CheckpointError(f"architecture: {error}.") from None
+
+
+def _esm2(name: str, n_layers: int, d_model: int, n_heads: int) -> ModelConfig:
+    return ModelConfig(name, n_layers, d_model, n_heads, d_ff=4 * d_model)
+
+
+CONFIGS: dict[str, ModelConfig] = {
+    c.name: c
+    for c in (
+        _esm2("tiny", 2, 64, 4),
+        _esm2("8m", 6, 320, 20),
+        _esm2("35m", 12, 480, 20),
+        _esm2("150m", 30, 640, 20),
+        _esm2("650m", 33, 1280, 20),
+        _esm2("3b", 36, 2560, 40),
+    )
+}
