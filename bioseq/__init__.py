@@ -1,0 +1,59 @@
+"""bioseq: protein language models to pretrain, fine-tune, serve and screen with.
+
+>>> import bioseq
+>>> model = bioseq.load("default")             # doctest: +SKIP
+>>> model.embed(["MKTAYIAKQR"]).shape          # doctest: +SKIP
+(1, 320)
+
+Names are resolved on first use: importing bioseq loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bioseq.alphabet import Alphabet
+    from bioseq.client import connect
+    from bioseq.errors import BioseqError
+    from bioseq.fasta import Record, read_fasta
+    from bioseq.loading import load
+    from bioseq.predictor import Predictor
+    from bioseq.registry import Registry
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Alphabet": "bioseq.alphabet",
+    "BioseqError": "bioseq.errors",
+    "Predictor": "bioseq.predictor",
+    "Record": "bioseq.fasta",
+    "Registry": "bioseq.registry",
+    "connect": "bioseq.client",
+    "load": "bioseq.loading",
+    "read_fasta": "bioseq.fasta",
+}
+__all__ = [
+    "Alphabet",
+    "BioseqError",
+    "Predictor",
+    "Record",
+    "Registry",
+    "__version__",
+    "connect",
+    "load",
+    "read_fasta",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bioseq' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

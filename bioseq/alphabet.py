@@ -125,7 +125,7 @@ class Alphabet:
                 at += 1
             if piece and not (piece == "*" and i == len(pieces) - 1):
                 try:
-                    encoded = self.encode(piece if i == len(pieces) - 1 else piece + "", gaps=gaps)
+                    encoded = self.encode(piece, gaps=gaps)
                 except IllegalResidueError as error:
                     raise self._illegal("", at + (error.position or 1)) from None
                 if i < len(pieces) - 1 and piece.endswith("*"):
@@ -137,13 +137,18 @@ class Alphabet:
 
     def _illegal(self, letter: str, position: int) -> IllegalResidueError:
         if letter == "*":
-            what, hint = "a stop '*' inside the sequence", "Cut the sequence at the stop, or translate it anew."
+            what, hint = (
+                "a stop '*' inside the sequence",
+                "Cut the sequence at the stop, or translate it anew.",
+            )
         elif letter and letter in self.gaps:
             what, hint = f"gap {letter!r}", "Remove the gaps, or allow them (gaps=True, --gaps)."
         else:
             shown = repr(letter) if letter.isprintable() and letter.isascii() and letter else "this character"
             what, hint = shown, f"The {self.name} alphabet knows {self.letters}."
-        return IllegalResidueError(f"illegal residue at position {position}: {what}.", position=position, hint=hint)
+        return IllegalResidueError(
+            f"illegal residue at position {position}: {what}.", position=position, hint=hint
+        )
 
     def decode(self, ids: np.ndarray) -> str:
         """The tokens' text, joined."""
@@ -169,7 +174,10 @@ def protein() -> Alphabet:
 def _nucleic(name: str, letters: str) -> Alphabet:
     ambiguous = "RYSWKMBDHVN"  # IUPAC-IUB 1984
     return Alphabet(
-        name, (*_SPECIAL, *letters, *ambiguous, ".", "-", MASK_TEXT), standard=letters, letters=letters + ambiguous
+        name,
+        (*_SPECIAL, *letters, *ambiguous, ".", "-", MASK_TEXT),
+        standard=letters,
+        letters=letters + ambiguous,
     )
 
 

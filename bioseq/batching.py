@@ -52,7 +52,9 @@ def plan(
     if len(lengths) == 0:
         return []
     if lengths.min() < 1:
-        raise ValueError(f"item {int(lengths.argmin())} has {int(lengths.min())} tokens; at least 1 is needed")
+        raise ValueError(
+            f"item {int(lengths.argmin())} has {int(lengths.min())} tokens; at least 1 is needed"
+        )
     longest = int(lengths.argmax())
     if lengths[longest] > budget:
         raise SequenceTooLongError(

@@ -199,4 +199,6 @@ class MissingExtraError(BioseqError):
     code = "extra.missing"
 
     def __init__(self, package: str, extra: str):
-        super().__init__(f"{package} is not installed.", hint=f"Install it with: pip install 'bioseq[{extra}]'")
+        super().__init__(
+            f"{package} is not installed.", hint=f"Install it with: pip install 'bioseq[{extra}]'"
+        )

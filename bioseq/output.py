@@ -26,7 +26,9 @@ def _explain(path: Path, error: OSError) -> OutputError:
 def check_free(path: Path, *, force: bool) -> None:
     """Raise `OutputError` if `path` exists and may not be replaced, or its folder cannot be written."""
     if path.exists() and not force:
-        raise OutputError(f"{path} exists already.", hint="Choose another name, or pass --force to replace it.")
+        raise OutputError(
+            f"{path} exists already.", hint="Choose another name, or pass --force to replace it."
+        )
     parent = path.parent
     while not parent.exists():
         parent = parent.parent

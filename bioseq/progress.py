@@ -1,7 +1,13 @@
-"""Progress of long work on standard error: a bar on a terminal, one line per 10 % elsewhere."""
+"""Progress of long work on standard error: a bar on a terminal, one line per 10 % elsewhere.
+
+Where `BIOSEQ_PROGRESS_FILE` names a file, the state is also written there as one JSON object, at most once a
+second, replaced whole: {"label", "done", "total", "unit", "fraction"}. Job schedulers read it.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
 from types import TracebackType
@@ -18,6 +24,8 @@ class Progress:
         self.total, self.label, self.unit, self.enabled = max(int(total), 1), label, unit, enabled
         self.done, self._tenth, self._started = 0, 0, time.monotonic()
         self._bar = None
+        self._file = os.environ.get("BIOSEQ_PROGRESS_FILE")
+        self._told = float("-inf")
 
     def __enter__(self) -> Progress:
         if self.enabled and sys.stderr.isatty():
@@ -28,6 +36,8 @@ class Progress:
 
     def add(self, count: int = 1) -> None:
         self.done += count
+        if self._file:
+            self._tell(self._file)
         if self._bar is not None:
             self._bar.update(count)
         elif self.enabled and self.done * 10 // self.total > self._tenth:
@@ -41,6 +51,23 @@ class Progress:
                 file=sys.stderr,
                 flush=True,
             )
+
+    def _tell(self, file: str) -> None:
+        now = time.monotonic()
+        if now - self._told < 1 and self.done < self.total:
+            return
+        self._told = now
+        state = {
+            "label": self.label,
+            "done": self.done,
+            "total": self.total,
+            "unit": self.unit,
+            "fraction": min(self.done / self.total, 1.0),
+        }
+        temporary = f"{file}.{os.getpid()}"
+        with open(temporary, "w", encoding="utf-8") as handle:
+            json.dump(state, handle)
+        os.replace(temporary, file)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None

@@ -138,7 +138,9 @@ class Spec:
         try:
             data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         except ValueError as error:
-            raise SpecError(f"{path} is not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}.") from error
+            raise SpecError(
+                f"{path} is not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}."
+            ) from error
         return cls.from_dict(data)
 
 
