@@ -1,0 +1,261 @@
+"""`bioseq embed`: FASTA in; Parquet, npz or CSV out. Streams: memory does not grow with the library."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bioseq.cli import add_engine_options, add_server_options, api_key, new_parser, positive_int
+from bioseq.errors import InputError, OutputError, SequenceError
+
+if TYPE_CHECKING:
+    from bioseq.fasta import Record
+
+CHUNK = 2048  # records read, planned and written at a time
+EXAMPLE = """bioseq embed proteins.fasta -o embeddings.parquet
+  bioseq embed proteins.fasta.gz --pooling max --layers 3,-1 -o embeddings.npz
+  cat proteins.fasta | bioseq embed - --per-residue -o residues.parquet"""
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 0,-1") from None
+
+
+def parser() -> argparse.ArgumentParser:
+    p = new_parser("embed", "Embeddings of the proteins in FASTA files, in input order.", example=EXAMPLE)
+    p.add_argument("fasta", nargs="+", help="FASTA files, plain or gzip; - is standard input")
+    p.add_argument(
+        "-o", "--output", required=True, help="FILE.parquet, FILE.npz or FILE.csv; - is CSV on stdout"
+    )
+    p.add_argument("--format", choices=("parquet", "npz", "csv"), help="default: by the output's name")
+    p.add_argument(
+        "--pooling", choices=("mean", "max", "cls"), default="mean", help="default: mean over residues"
+    )
+    p.add_argument(
+        "--layers", type=_layers, default=(-1,), help="0 is the embedding, -1 the last (default: -1)"
+    )
+    p.add_argument("--per-residue", action="store_true", help="one vector a residue instead of a pooled one")
+    p.add_argument(
+        "--long-sequences",
+        choices=("error", "window", "truncate"),
+        default="error",
+        help="what to do with sequences over the model's limit (default: error)",
+    )
+    p.add_argument("--gaps", action="store_true", help="accept '-' and '.' as gap tokens")
+    p.add_argument(
+        "--on-error",
+        choices=("fail", "skip"),
+        default="fail",
+        help="one bad record ends the run with nothing written (fail, default), or is reported and left out",
+    )
+    p.add_argument("--chunk", type=positive_int, default=CHUNK, help=argparse.SUPPRESS)
+    p.add_argument("--force", action="store_true", help="replace an existing output")
+    add_engine_options(p)
+    add_server_options(p)
+    return p
+
+
+def main(argv: list[str]) -> int:
+    args = parser().parse_args(argv)
+    kind = args.format or {".parquet": "parquet", ".npz": "npz", ".csv": "csv", "": "csv"}.get(
+        Path(args.output).suffix if args.output != "-" else "", ""
+    )
+    if not kind:
+        raise OutputError(
+            f"{args.output}: the ending tells no format.",
+            hint="Use .parquet, .npz or .csv, or pass --format.",
+        )
+    if args.per_residue and kind == "csv":
+        raise OutputError("CSV holds no per-residue vectors.", hint="Use .parquet or .npz.")
+    if len(args.layers) > 1 and kind == "csv":
+        raise OutputError("CSV holds one layer.", hint="Use .parquet or .npz, or name one layer.")
+    from bioseq.output import atomic_file, check_free
+
+    if args.output == "-":
+        if kind != "csv":
+            raise OutputError(f"{kind} is not written to standard output.", hint="Give a file with -o.")
+        _write(args, kind, None)
+        return 0
+    check_free(Path(args.output), force=args.force)
+    with atomic_file(args.output, force=args.force) as temporary:
+        count, skipped = _write(args, kind, temporary)
+    print(
+        f"{count} embeddings in {args.output}" + (f"; {skipped} records left out" if skipped else ""),
+        file=sys.stderr,
+    )
+    return 0
+
+
+def _write(args: argparse.Namespace, kind: str, path: Path | None) -> tuple[int, int]:
+    from bioseq.fasta import read_many
+
+    engine = _engine(args)
+    records: Iterable[Record] = read_many(args.fasta)
+    counts = [0, 0]
+    rows = _rows(engine, records, args, counts)
+    writer = {"parquet": _write_parquet, "npz": _write_npz, "csv": _write_csv}[kind]
+    writer(rows, path, args)
+    if counts[0] == 0:
+        raise InputError("no record could be embedded.", hint="Every one was reported above.")
+    return counts[0], counts[1]
+
+
+def _engine(args: argparse.Namespace) -> Any:
+    if args.server:
+        import bioseq
+
+        return bioseq.connect(args.server, api_key=api_key(args))
+    from bioseq.loading import load
+
+    return load(args.model, dtype=args.dtype, device=args.device, threads=args.threads)
+
+
+def _rows(
+    engine: Any, records: Iterable[Record], args: argparse.Namespace, counts: list[int]
+) -> Iterator[tuple[list[Record], list[tuple[str, ...]], list[np.ndarray]]]:
+    """Chunks of records with their notes and embeddings, in input order."""
+    from bioseq.pooling import EmbedAsk
+    from bioseq.predictor import Predictor
+    from bioseq.progress import Progress
+
+    ask = EmbedAsk(args.pooling, args.layers, args.per_residue)
+    total = _count(args.fasta)
+    iterator = iter(records)
+    with Progress(total or 1, "embedding", unit="sequences", enabled=bool(total)) as bar:
+        while chunk := list(itertools.islice(iterator, args.chunk)):
+            if not isinstance(engine, Predictor):
+                kept, notes, arrays = _remote(engine, chunk, args, counts)
+            else:
+                works, kept = [], []
+                for record in chunk:
+                    try:
+                        work = engine.prepare(
+                            record, embed=ask, long_sequences=args.long_sequences, gaps=args.gaps
+                        )
+                    except SequenceError as error:
+                        if args.on_error == "fail":
+                            raise
+                        counts[1] += 1
+                        print(f"left out: {error}", file=sys.stderr)
+                        continue
+                    works.append(work)
+                    kept.append(record)
+                answers = engine.run(works)
+                notes = [a.notes for a in answers]
+                arrays = [a.embedding for a in answers if a.embedding is not None]
+            for record, note in zip(kept, notes):
+                for text in note:
+                    print(f"{record.source}: {record.id}: {text}", file=sys.stderr)
+            counts[0] += len(kept)
+            bar.add(len(chunk))
+            if kept:
+                yield kept, notes, arrays
+
+
+def _remote(
+    engine: Any, chunk: list[Record], args: argparse.Namespace, counts: list[int]
+) -> tuple[list[Record], list[tuple[str, ...]], list[np.ndarray]]:
+    arrays = engine.embed(
+        chunk,
+        pooling=args.pooling,
+        layers=args.layers,
+        per_residue=args.per_residue,
+        long_sequences=args.long_sequences,
+    )
+    return chunk, [()] * len(chunk), list(arrays)
+
+
+def _count(paths: list[str]) -> int:
+    """Records to come, for the progress; 0 where that would mean reading a stream twice."""
+    total = 0
+    for path in paths:
+        if path == "-" or not Path(path).is_file():
+            return 0
+        with open(path, "rb") as handle:
+            if handle.read(2) == b"\x1f\x8b":
+                return 0
+            handle.seek(0)
+            last = b"\n"
+            while block := handle.read(1 << 22):
+                total += block.count(b"\n>") + (last == b"\n" and block.startswith(b">"))
+                last = block[-1:]
+    return total
+
+
+def _write_parquet(rows: Iterator[Any], path: Path | None, args: argparse.Namespace) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    writer = None
+    try:
+        for records, notes, arrays in rows:
+            if args.per_residue:
+                vectors = pa.array(
+                    [a.reshape(-1) for a in arrays], type=pa.list_(pa.float32())
+                )  # [L*D] (or [layers*L*D]) beside its shape: nested fixed lists of ragged length do not exist
+                shapes = pa.array([list(a.shape) for a in arrays], type=pa.list_(pa.int32()))
+            else:
+                block = np.stack(arrays).astype(np.float32, copy=False)
+                flat = pa.array(block.reshape(-1))
+                vectors = pa.FixedSizeListArray.from_arrays(flat, int(np.prod(block.shape[1:])))
+                shapes = None
+            columns: dict[str, Any] = {
+                "id": pa.array([r.id for r in records], type=pa.string()),
+                "length": pa.array([len(r.sequence) for r in records], type=pa.int32()),
+                "notes": pa.array(["; ".join(n) for n in notes], type=pa.string()),
+                "embedding": vectors,
+            }
+            if shapes is not None:
+                columns["shape"] = shapes
+            meta = {"pooling": args.pooling, "layers": ",".join(map(str, args.layers)), "model": args.model}
+            table = pa.table(columns, metadata=meta)
+            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+            writer.write_table(table)
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _write_npz(rows: Iterator[Any], path: Path | None, args: argparse.Namespace) -> None:
+    """npz is written whole at the end; for large libraries Parquet streams."""
+    ids: list[str] = []
+    blocks: list[np.ndarray] = []
+    for records, _, arrays in rows:
+        ids += [r.id for r in records]
+        blocks += arrays
+    if not blocks:
+        return
+    assert path is not None
+    with open(path, "wb") as handle:
+        if args.per_residue:
+            lengths = np.array([b.shape[-2] for b in blocks], dtype=np.int64)
+            np.savez(handle, ids=np.array(ids), lengths=lengths, embeddings=np.concatenate(blocks, axis=-2))
+        else:
+            np.savez(handle, ids=np.array(ids), embeddings=np.stack(blocks))
+
+
+def _write_csv(rows: Iterator[Any], path: Path | None, args: argparse.Namespace) -> None:
+    import csv
+
+    handle = sys.stdout if path is None else open(path, "w", newline="", encoding="utf-8")  # noqa: SIM115
+    try:
+        out = csv.writer(handle, lineterminator="\n")
+        first = True
+        for records, _, arrays in rows:
+            if first:
+                out.writerow(["id", "length", *(f"e{i}" for i in range(arrays[0].shape[-1]))])
+                first = False
+            for record, array in zip(records, arrays):
+                out.writerow([record.id, len(record.sequence), *(f"{v:.7g}" for v in array.tolist())])
+    finally:
+        if path is not None:
+            handle.close()
