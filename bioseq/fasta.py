@@ -81,7 +81,7 @@ def read_fasta(
             ranged, last = False, None
         if ranged and str(path) == "-":
             raise FastaError("standard input cannot be read by byte ranges.", file=name)
-        handle: IO[bytes] = gzip.GzipFile(fileobj=raw) if packed else raw
+        handle: IO[bytes] | gzip.GzipFile = gzip.GzipFile(fileobj=raw) if packed else raw
         lines = _Lines(handle, name, first, last)
         yield from _records(lines, name, ranged, allow_empty)
 
@@ -113,7 +113,7 @@ def count_records(path: str | Path) -> int:
     raw, packed = _open(name, stdin=False)
     count, before = 0, b"\n"
     with raw:
-        handle: IO[bytes] = gzip.GzipFile(fileobj=raw) if packed else raw
+        handle: IO[bytes] | gzip.GzipFile = gzip.GzipFile(fileobj=raw) if packed else raw
         try:
             while chunk := handle.read(_CHUNK):
                 if before == b"\n" and chunk.startswith(_BOM):
@@ -166,7 +166,7 @@ def _open(name: str, *, stdin: bool) -> tuple[IO[bytes], bool]:
 class _Lines:
     """Decoded lines of one file or range, counted; `headers` queues (line, byte) of the headers handed out."""
 
-    def __init__(self, handle: IO[bytes], name: str, start: int, end: int | None):
+    def __init__(self, handle: IO[bytes] | gzip.GzipFile, name: str, start: int, end: int | None):
         self.handle, self.name, self.start, self.end = handle, name, start, end
         self.headers: deque[tuple[int, int]] = deque()
         self.line = 0  # counted from `start`; `fault` adds what lies before
