@@ -15,6 +15,7 @@ could collide with a real one). An id never names a file.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import os
@@ -84,6 +85,20 @@ def read_fasta(
         handle: IO[bytes] | gzip.GzipFile = gzip.GzipFile(fileobj=raw) if packed else raw
         lines = _Lines(handle, name, first, last)
         yield from _records(lines, name, ranged, allow_empty)
+
+
+def read_stream(
+    handle: IO[bytes], name: str, *, start: int = 0, end: int | None = None, allow_empty: bool = False
+) -> Iterator[Record]:
+    """`read_fasta` for a seekable reader that is already open, such as one of an object store. `name` is what
+    errors and sources call it; the caller closes it."""
+    packed = handle.read(len(_GZIP)) == _GZIP
+    handle.seek(0)
+    if packed and (start or end is not None):
+        raise FastaError("a gzip file cannot be read by byte ranges.", file=name, hint="Read it whole.")
+    source: IO[bytes] | gzip.GzipFile = gzip.GzipFile(fileobj=handle) if packed else handle
+    ranged = bool(start) or end is not None
+    yield from _records(_Lines(source, name, start, end), name, ranged, allow_empty)
 
 
 def read_many(paths: Iterable[str | Path], *, allow_empty: bool = False) -> Iterator[Record]:
@@ -176,7 +191,7 @@ class _Lines:
         before = 0
         if self.start:
             # Only the error path pays for counting the lines before a byte range.
-            with open(self.name, "rb") as handle:
+            with contextlib.suppress(OSError), open(self.name, "rb") as handle:  # OSError: a URL's name
                 left = self.start
                 while left and (chunk := handle.read(min(left, _CHUNK))):
                     before += chunk.count(b"\n")
