@@ -12,7 +12,7 @@ from bioseq.manifest import read_json
 if TYPE_CHECKING:
     from bioseq.model.esm2 import Checkpoint
 
-_CARD = """# {name}
+_CARD = """# An imported ESM-2 checkpoint
 
 Imported from a Hugging Face ESM-2 checkpoint. bioseq has measured nothing on it: see its source for what it
 was trained on and what it may be used for.
@@ -56,17 +56,16 @@ def import_checkpoint(
             "licence": licence,
             "extra": {"source": label},
         },
-        card=card if card is not None else _card(checkpoint, name, label, licence),
+        card=card if card is not None else _card(checkpoint, label, licence),
         evidence={"imported": True, "measured": {}},
         force=force,
     )
 
 
-def _card(checkpoint: Checkpoint, name: str, source: str, licence: str) -> str:
+def _card(checkpoint: Checkpoint, source: str, licence: str) -> str:
     config = checkpoint.config
     dtype = str(checkpoint.tensors["embed_tokens.weight"].dtype).removeprefix("torch.")
     return _CARD.format(
-        name=name,
         source=source,
         licence=licence,
         layers=config.n_layers,

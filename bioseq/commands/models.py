@@ -1,0 +1,191 @@
+"""`bioseq models`: list, show, import, export, register, remove and alias."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bioseq.cli import new_parser
+
+if TYPE_CHECKING:
+    from bioseq.registry import Entry, Registry
+
+EXAMPLE = """bioseq models list
+  bioseq models import ~/checkpoints/esm2_t6_8M esm2-8m
+  bioseq models alias default esm2-8m@1
+  bioseq models show default
+  bioseq models export esm2-8m@1 hf_folder"""
+
+_EXAMPLES = {
+    "list": "bioseq models list\n  bioseq models list --json",
+    "show": "bioseq models show default\n  bioseq models show esm2-8m@1 --json",
+    "import": "bioseq models import ~/checkpoints/esm2_t6_8M esm2-8m --licence MIT",
+    "export": "bioseq models export esm2-8m@1 hf_folder",
+    "register": "bioseq models register runs/solubility/bundle --name solubility",
+    "remove": "bioseq models remove solubility@1",
+    "alias": "bioseq models alias default esm2-8m@1",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    p = new_parser("models", "The models that this registry knows.", example=EXAMPLE)
+    commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=f"example:\n  {_EXAMPLES[name]}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        sub.add_argument(
+            "--registry",
+            metavar="HOME",
+            help="folder or URL of the registry (default: $BIOSEQ_HOME, else ~/.local/share/bioseq)",
+        )
+        return sub
+
+    add("list", "all names, versions and aliases").add_argument(
+        "--json", action="store_true", help="one JSON list on standard output"
+    )
+    show = add("show", "what a model is: its card")
+    show.add_argument("name", metavar="NAME", help="NAME, NAME@V, an alias, or a bundle's folder")
+    show.add_argument("--json", action="store_true", help="manifest and evidence as JSON")
+    imported = add("import", "take in a backbone in the Hugging Face ESM-2 layout")
+    imported.add_argument("source", metavar="SRC", help="folder with config.json and model.safetensors")
+    imported.add_argument("name", metavar="NAME", help="its name in the registry")
+    imported.add_argument("--licence", default="unknown", help="the checkpoint's licence, for the card")
+    imported.add_argument("--card", type=Path, help="a Markdown file to keep as its card")
+    export = add("export", "write a backbone in the Hugging Face ESM-2 layout")
+    export.add_argument("name", metavar="NAME", help="NAME, NAME@V, an alias, or a bundle's folder")
+    export.add_argument("folder", metavar="DIR", help="the folder to write")
+    export.add_argument("--force", action="store_true", help="replace DIR, with all that is in it")
+    register = add("register", "copy a bundle into the registry, as the next version of its name")
+    register.add_argument("bundle", metavar="BUNDLE", help="a folder that training wrote")
+    register.add_argument("--name", help="register under this name (default: the bundle's own)")
+    register.add_argument(
+        "--accept-weak", action="store_true", help="accept a head that does not beat its trivial baseline"
+    )
+    add("remove", "remove one version; its number is never used again").add_argument(
+        "ref", metavar="NAME@V", help="the version to remove"
+    )
+    alias = add("alias", "point an alias at a version, or move it there")
+    alias.add_argument("alias", metavar="NAME", help="the alias")
+    alias.add_argument("target", metavar="NAME@V", help="what it shall mean")
+    return p
+
+
+def main(argv: Sequence[str]) -> int:
+    args = parser().parse_args(list(argv))
+    from bioseq.registry import Registry
+
+    registry = Registry(args.registry)
+    if args.command == "list":
+        _list(registry, as_json=args.json)
+    elif args.command == "show":
+        _show(registry, args.name, as_json=args.json)
+    elif args.command == "import":
+        _import(registry, args)
+    elif args.command == "export":
+        from bioseq.checkpoints import export_checkpoint
+
+        folder = export_checkpoint(registry.resolve(args.name), args.folder, force=args.force)
+        _say(f"wrote {folder}")
+    elif args.command == "register":
+        _report(registry.register(args.bundle, args.name, accept_weak=args.accept_weak))
+    elif args.command == "remove":
+        _remove(registry, args.ref)
+    elif args.command == "alias":
+        entry = registry.alias(args.alias, args.target)
+        _say(f"{args.alias} now means {entry.ref}")
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _report(entry: Entry) -> None:
+    _say(f"registered {entry.ref} ({entry.kind}, {entry.content_hash})")
+    for note in entry.notes:
+        _say(f"note: {note}")
+
+
+def _plain(entry: Entry) -> dict[str, Any]:
+    data = asdict(entry)
+    data["aliases"] = list(entry.aliases)
+    del data["notes"]
+    return data
+
+
+def _list(registry: Registry, *, as_json: bool) -> None:
+    entries = registry.list()
+    if as_json:
+        print(json.dumps([_plain(e) for e in entries], indent=2))
+        return
+    if not entries:
+        _say(f"no models in the registry at {registry.store.where}")
+        return
+    bases = {e.content_hash: e.ref for e in entries if e.kind == "backbone"}
+    rows = [("NAME", "KIND", "TASK", "BASE", "HASH", "ALIASES")]
+    for e in entries:
+        base = bases.get(e.base_hash, e.base_hash[7:19] + " (unknown)") if e.base_hash else "-"
+        aliases = ", ".join(e.aliases) or "-"
+        rows.append((e.ref, e.kind, e.task or "-", base, e.content_hash[7:19], aliases))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+
+def _show(registry: Registry, name: str, *, as_json: bool) -> None:
+    bundle = registry.resolve(name)
+    manifest = bundle.manifest
+    if as_json:
+        print(json.dumps({"manifest": manifest.to_dict(), "evidence": bundle.evidence()}, indent=2))
+        return
+    version = f"@{manifest.version}" if manifest.version is not None else ""
+    lines = [("name", f"{manifest.name}{version}"), ("kind", manifest.kind), ("hash", manifest.content_hash)]
+    if manifest.kind == "head":
+        lines += [("task", str(manifest.task)), ("base", str(manifest.base_hash))]
+        lines += [("labels", ", ".join(manifest.labels) or "-")]
+    lines += [("alphabet", manifest.alphabet), ("licence", manifest.licence), ("folder", str(bundle.path))]
+    for key, value in lines:
+        print(f"{key + ':':<10}{value}")
+    print()
+    print(bundle.card(), end="")
+
+
+def _import(registry: Registry, args: argparse.Namespace) -> None:
+    from bioseq.checkpoints import import_checkpoint
+    from bioseq.errors import InputError, RegistryError
+    from bioseq.manifest import check_name
+
+    check_name(args.name, RegistryError)
+    card = None
+    if args.card is not None:
+        try:
+            card = args.card.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read {args.card}: {error}.") from error
+    with tempfile.TemporaryDirectory(prefix="bioseq-import-") as scratch:
+        bundle = import_checkpoint(
+            args.source, Path(scratch) / "bundle", name=args.name, licence=args.licence, card=card
+        )
+        _report(registry.register(bundle))
+
+
+def _remove(registry: Registry, ref: str) -> None:
+    entry = registry.remove(ref)
+    _say(f"removed {entry.ref}")
+    if entry.kind == "backbone" and not any(e.content_hash == entry.content_hash for e in registry.list()):
+        heads = registry.heads_for(entry.content_hash)
+        if heads:
+            _say(f"note: {', '.join(h.ref for h in heads)} cannot be used without it")
