@@ -1,0 +1,137 @@
+"""`bioseq scan`: all single substitutions of proteins, as a long table and a heat map."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from bioseq.cli import new_parser
+from bioseq.commands.score import add_scoring_options, open_engine
+from bioseq.errors import OutputError
+
+if TYPE_CHECKING:
+    from bioseq.fasta import Record
+
+MAX_PICTURES = 10
+EXAMPLE = """bioseq scan gb1.fasta -o scan.csv
+  bioseq scan gb1.fasta --strategy wt-marginals -o scan.csv --picture scan.svg"""
+
+
+def parser() -> argparse.ArgumentParser:
+    p = new_parser(
+        "scan", "Scores of all single substitutions of proteins, with a heat map.", example=EXAMPLE
+    )
+    p.add_argument("fasta", help="FASTA file, plain or gzip; - is standard input")
+    p.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        help="CSV file: id, position, wild_type, mutant, score; - is standard output",
+    )
+    group = p.add_mutually_exclusive_group()
+    group.add_argument(
+        "--picture",
+        metavar="FILE",
+        help=f"the heat map, .png, .svg or .pdf (default: beside the table); of several records the first "
+        f"{MAX_PICTURES} are drawn, numbered by place",
+    )
+    group.add_argument("--no-picture", action="store_true", help="draw none")
+    add_scoring_options(p)
+    return p
+
+
+def main(argv: list[str]) -> int:
+    args = parser().parse_args(argv)
+    from bioseq.fasta import read_fasta
+    from bioseq.heatmap import draw_scan, picture_format
+    from bioseq.output import atomic_file, check_free
+
+    records = read_fasta(args.fasta)
+    ahead = list(itertools.islice(records, MAX_PICTURES + 1))
+    pictures = _pictures(args, len(ahead))
+    kind = picture_format(pictures[0]) if pictures else "png"
+    for path in [*pictures, *([] if args.output == "-" else [Path(args.output)])]:
+        check_free(path, force=args.force)
+    if pictures and args.output != "-" and Path(args.output) in pictures:
+        raise OutputError(f"table and picture would both be {args.output}.", hint="Name another picture.")
+    engine = open_engine(args)
+    letters = _letters(engine)
+    count = 0
+    # All files get their final names together, after the last one is whole.
+    with ExitStack() as stack:
+        if args.output == "-":
+            handle: IO[str] = sys.stdout
+        else:
+            table = stack.enter_context(atomic_file(args.output, force=args.force))
+            handle = stack.enter_context(open(table, "w", encoding="utf-8", newline=""))
+        out = csv.writer(handle, lineterminator="\n")
+        out.writerow(["id", "position", "wild_type", "mutant", "score"])
+        for record in itertools.chain(ahead, records):
+            scores = _scan(args, engine, record)
+            sequence = record.sequence.upper().removesuffix("*")
+            _write(out, record.id, sequence, scores, letters)
+            if count < len(pictures):
+                temporary = stack.enter_context(atomic_file(pictures[count], force=args.force))
+                title = f"{record.id or f'record {count + 1}'} · {_name(args, engine)} · {args.strategy}"
+                draw_scan(temporary, scores, sequence, letters=letters, title=title, kind=kind)
+            count += 1
+    if args.output != "-":
+        print(f"substitutions of {count} protein{'s' * (count > 1)} in {args.output}", file=sys.stderr)
+    for path in pictures:
+        print(f"picture in {path}", file=sys.stderr)
+    if pictures and count > len(pictures):
+        print(f"only the first {len(pictures)} of {count} are drawn", file=sys.stderr)
+    return 0
+
+
+def _pictures(args: argparse.Namespace, count: int) -> list[Path]:
+    """Names of the pictures: by place, never by id."""
+    if args.no_picture or (args.output == "-" and not args.picture):
+        return []
+    first = Path(args.picture) if args.picture else Path(args.output).with_suffix(".png")
+    if count == 1:
+        return [first]
+    return [first.with_stem(f"{first.stem}-{i}") for i in range(1, min(count, MAX_PICTURES) + 1)]
+
+
+def _letters(engine: Any) -> str:
+    from bioseq.alphabet import protein
+
+    return getattr(engine, "alphabet", protein()).standard
+
+
+def _name(args: argparse.Namespace, engine: Any) -> str:
+    return str(getattr(engine, "name", args.model))
+
+
+def _scan(args: argparse.Namespace, engine: Any, record: Record) -> np.ndarray:
+    if args.server:
+        return np.asarray(
+            engine.scan(record, strategy=args.strategy, long_sequences=args.long_sequences), dtype=np.float32
+        )
+    from bioseq.variants import scan_sites
+
+    scored = scan_sites(
+        engine,
+        record,
+        strategy=args.strategy,
+        long_sequences=args.long_sequences,
+        progress=len(record.sequence) > 50 and args.strategy != "wt-marginals",
+    )
+    for note in scored.notes:
+        print(f"{record.source}: {record.id}: {note}", file=sys.stderr)
+    return scored.values
+
+
+def _write(out: Any, name: str, sequence: str, scores: np.ndarray, letters: str) -> None:
+    for at, old in enumerate(sequence):
+        for column, new in enumerate(letters):
+            if new != old:
+                out.writerow([name, at + 1, old, new, f"{scores[at, column]:.6g}"])

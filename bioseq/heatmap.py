@@ -1,0 +1,86 @@
+"""A scan as a picture: residues along the protein, substitutions down, colour for the score."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from bioseq.errors import OutputError
+
+FORMATS = ("png", "svg", "pdf")
+_MAX_INCHES = 300.0  # Agg draws at most 2^16 pixels a side
+
+
+def picture_format(path: str | Path) -> str:
+    """png, svg or pdf by a file's ending. Raises `OutputError`."""
+    ending = Path(path).suffix.lower().lstrip(".")
+    if ending not in FORMATS:
+        raise OutputError(
+            f"{path}: no picture is written as {ending or 'a name without ending'!r}.",
+            hint="Use .png, .svg or .pdf.",
+        )
+    return ending
+
+
+def draw_scan(
+    path: str | Path, scores: np.ndarray, sequence: str, *, letters: str, title: str, kind: str = "png"
+) -> None:
+    """Write the heat map of one scan.
+
+    `scores` float [L, len(letters)] (0 is the wild type, drawn white and dotted; red is less likely, blue more,
+    on one symmetric scale that ends at the 99th percentile of |score|); `sequence` the L wild-type residues.
+    Long proteins are broken into panels, one under the other.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+
+    length = len(sequence)
+    per_panel = 100 if length <= 1000 else 200
+    panels = -(-length // per_panel)
+    widest = min(length, per_panel)
+    width = max(6.0, 2.0 + 0.14 * widest)
+    height = min(1.0 + 3.3 * panels, _MAX_INCHES)
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(panels, 1, squeeze=False)[:, 0]
+    shown = np.abs(scores[np.isfinite(scores)])
+    limit = float(np.percentile(shown, 99)) if len(shown) else 1.0
+    scale = Normalize(-(limit or 1.0), limit or 1.0)
+    image = None
+    for panel, ax in enumerate(axes):
+        start = panel * per_panel
+        part = sequence[start : start + per_panel]
+        image = ax.imshow(
+            scores[start : start + len(part)].T,
+            cmap="RdBu",
+            norm=scale,
+            aspect="auto",
+            interpolation="nearest",
+            extent=(start + 0.5, start + len(part) + 0.5, len(letters) - 0.5, -0.5),
+        )
+        known = [(start + i + 1, letters.index(a)) for i, a in enumerate(part) if a in letters]
+        ax.plot([x for x, _ in known], [y for _, y in known], ".", color="black", markersize=3)
+        # Panels share one scale of residues, so the last one is not stretched.
+        ax.set_xlim(start + 0.5, start + widest + 0.5)
+        ax.set_yticks(range(len(letters)), list(letters), fontsize=7)
+        ax.set_ylabel("substitution")
+        step = 10 if widest > 20 else 1
+        ax.set_xticks([x for x in range(start + 1, start + len(part) + 1) if x % step == 0 or x == 1])
+        if per_panel <= 100:
+            top = ax.secondary_xaxis("top")
+            top.set_xticks(range(start + 1, start + len(part) + 1), list(part), fontsize=6)
+            top.tick_params(length=0, pad=1)
+        for side in ("top", "right"):
+            ax.spines[side].set_visible(False)
+    axes[-1].set_xlabel("position (one-based); wild type above and as dots")
+    figure.suptitle(title, fontsize=10, parse_math=False)
+    assert image is not None
+    bar = figure.colorbar(
+        image, ax=list(axes), extend="both", aspect=15 * panels, pad=0.01, shrink=min(1.0, 0.9)
+    )
+    bar.set_label("score (0: as likely as the wild type)")
+    figure.savefig(
+        path, format=kind, metadata={"Title": "bioseq scan"} if kind != "png" else {"Software": "bioseq"}
+    )
