@@ -17,6 +17,7 @@ from bioseq.errors import EmptySequenceError, IllegalResidueError
 
 _ILLEGAL = 255
 MASK_TEXT = "<mask>"
+_MASK_SPOT = "\x1a"  # stands for one mask while positions are counted; no letter of any alphabet
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +92,13 @@ class Alphabet:
         A `*` at the end is dropped. With `masks`, each "<mask>" in the text is one mask token. Raises
         `EmptySequenceError` and `IllegalResidueError` (one-based position of the first fault).
         """
-        if masks and MASK_TEXT in sequence:
-            return self._encode_masked(sequence, gaps)
+        masked = masks and MASK_TEXT in sequence
+        if masked:
+            if _MASK_SPOT in sequence:
+                at = sequence.index(_MASK_SPOT)
+                position = at + 1 - (len(MASK_TEXT) - 1) * sequence.count(MASK_TEXT, 0, at)
+                raise self._illegal(_MASK_SPOT, position)
+            sequence = sequence.replace(MASK_TEXT, _MASK_SPOT)
         notes: list[str] = []
         if sequence.endswith("*"):
             sequence = sequence[:-1]
@@ -101,6 +107,8 @@ class Alphabet:
             raise EmptySequenceError("the sequence is empty.", hint="Give at least one residue.")
         raw = np.frombuffer(sequence.encode("latin-1", "replace"), dtype=np.uint8)
         ids = self._table[raw]
+        if masked:
+            ids[raw == ord(_MASK_SPOT)] = self.mask_id
         bad = ids == _ILLEGAL
         if not gaps:
             for gap in self.gaps:
@@ -113,27 +121,6 @@ class Alphabet:
             if count:
                 notes.append(f"{count} {letter} read as {target}")
         return Encoded(ids, tuple(notes))
-
-    def _encode_masked(self, sequence: str, gaps: bool) -> Encoded:
-        parts: list[np.ndarray] = []
-        notes: list[str] = []
-        at = 0
-        pieces = sequence.split(MASK_TEXT)
-        for i, piece in enumerate(pieces):
-            if i:
-                parts.append(np.array([self.mask_id], dtype=np.uint8))
-                at += 1
-            if piece and not (piece == "*" and i == len(pieces) - 1):
-                try:
-                    encoded = self.encode(piece, gaps=gaps)
-                except IllegalResidueError as error:
-                    raise self._illegal("", at + (error.position or 1)) from None
-                if i < len(pieces) - 1 and piece.endswith("*"):
-                    raise self._illegal("*", at + len(piece))
-                parts.append(encoded.ids)
-                notes.extend(encoded.notes)
-                at += len(encoded.ids)
-        return Encoded(np.concatenate(parts), tuple(notes))
 
     def _illegal(self, letter: str, position: int) -> IllegalResidueError:
         if letter == "*":

@@ -72,6 +72,7 @@ def draw_scan(
             top = ax.secondary_xaxis("top")
             top.set_xticks(range(start + 1, start + len(part) + 1), list(part), fontsize=6)
             top.tick_params(length=0, pad=1)
+            top.spines["top"].set_visible(False)
         for side in ("top", "right"):
             ax.spines[side].set_visible(False)
     axes[-1].set_xlabel("position (one-based); wild type above and as dots")
