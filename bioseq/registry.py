@@ -97,7 +97,7 @@ class Registry:
         try:
             entry = self.find(text, kind=kind)
         except NotFoundError:
-            if paths and Path(text).is_dir():
+            if paths and text and (Path(text) / "manifest.json").is_file():
                 return open_bundle(text)
             raise
         return self.bundle(entry)
