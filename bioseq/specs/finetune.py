@@ -1,0 +1,173 @@
+"""The spec of a fine-tuning run: a table of labels in, a head bundle out (`bioseq finetune`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from bioseq.errors import SpecError
+from bioseq.specs.base import Spec
+
+Task = Literal["regression", "binary", "multiclass", "multilabel", "per_residue"]
+Method = Literal["frozen", "lora", "full"]
+SplitKind = Literal["column", "cluster", "mutations", "position", "random"]
+LORA_TARGETS = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SplitSettings(Spec):
+    """How rows are dealt to train, validation and test.
+
+    kind: `column` (the file's `set` and `validation`), `cluster` (by sequence similarity), `mutations` (by
+    distance from the wild type), `position` (by mutated position), `random`. None: `column` if the file has
+    one, else `mutations` for variants of one wild type, else `cluster`.
+    valid, test: shares of the rows. identity: of clusters. train_mutations: the farthest distance that trains.
+    position_mode: `contiguous` holds out a stretch of positions, `modulo` every k-th.
+    """
+
+    kind: SplitKind | None = None
+    valid: float = 0.15
+    test: float = 0.15
+    identity: float = 0.3
+    train_mutations: int = 2
+    position_mode: Literal["contiguous", "modulo"] = "contiguous"
+
+    def validate(self) -> None:
+        for name in ("valid", "test"):
+            if not 0 < getattr(self, name) < 0.9:
+                raise SpecError(
+                    f"{getattr(self, name)} is no share between 0 and 0.9.", field=f"split.{name}"
+                )
+        if self.valid + self.test >= 0.95:
+            raise SpecError("validation and test leave nothing to train on.", field="split")
+        if not 0.2 <= self.identity <= 1:
+            raise SpecError(f"{self.identity} is no identity between 0.2 and 1.", field="split.identity")
+        if self.train_mutations < 1:
+            raise SpecError("at least 1 is needed.", field="split.train_mutations")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraSettings(Spec):
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685). `targets` are peft's module names: by default
+    query, key and value of every layer, where ESM-2 needs least for most (Sledzieski et al. 2024)."""
+
+    rank: int = 8
+    alpha: int = 16
+    dropout: float = 0.05
+    targets: tuple[str, ...] = ("query", "key", "value")
+
+    def validate(self) -> None:
+        if self.rank < 1:
+            raise SpecError(f"{self.rank} is below 1.", field="lora.rank")
+        if self.alpha < 1:
+            raise SpecError(f"{self.alpha} is below 1.", field="lora.alpha")
+        if not 0 <= self.dropout < 1:
+            raise SpecError(f"{self.dropout} is no share below 1.", field="lora.dropout")
+        for target in self.targets:
+            if target not in LORA_TARGETS:
+                raise SpecError(
+                    f"{target!r} is not a module of the encoder.",
+                    field="lora.targets",
+                    hint=f"Known: {', '.join(LORA_TARGETS)}.",
+                )
+        if not self.targets:
+            raise SpecError("at least one module is needed.", field="lora.targets")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneSpec(Spec):
+    """One run of `bioseq finetune`.
+
+    labels: CSV, TSV or Parquet (plain or gzip) with a `sequence` column, or `mutant` and `wild_type`; for
+    residues a FASTA file of sequences, with `residue_labels` (and `residue_mask`) FASTA beside it.
+    targets: label columns. task: guessed from the labels unless given.
+    output: the bundle's folder. name: of the head; None is the folder's name. register: also enter it in the
+    registry under this name, `accept_weak` even if it does not beat its baselines.
+    base: the backbone. method: None is `lora` on a GPU, else `frozen`.
+    features: sequence features beside the embedding, or None to let the validation part choose; see
+    bioseq.features. models: which frozen models to try.
+    weight: column of row weights. replicates: what to do with one sequence's several values: `error` or `mean`.
+    max_train: at most so many training rows (seeded); None is all.
+    epochs, lr, batch_tokens, lora: of `lora` and `full`. workers: Ray Train processes for those.
+    level: of prediction intervals. neighbours: training examples kept for `nearest`.
+    """
+
+    labels: str
+    targets: tuple[str, ...] = ()
+    output: str
+    name: str | None = None
+    residue_labels: str | None = None
+    residue_mask: str | None = None
+    task: Task | None = None
+    base: str = "default"
+    method: Method | None = None
+    split: SplitSettings = SplitSettings()
+    features: tuple[str, ...] | None = None
+    models: tuple[Literal["linear", "mlp"], ...] = ("linear", "mlp")
+    wild_type: str | None = None
+    weight: str | None = None
+    id_column: str | None = None
+    replicates: Literal["error", "mean"] = "error"
+    class_weights: Literal["auto", "none", "balanced"] = "auto"
+    max_train: int | None = None
+    epochs: int = 10
+    lr: float | None = None
+    batch_tokens: int = 4096
+    lora: LoraSettings = LoraSettings()
+    workers: int = 1
+    address: str | None = None
+    level: float = 0.9
+    neighbours: int = 2000
+    bootstrap: int = 200
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = None
+    cache: str | None = None
+    units: str | None = None
+    licence: str = "unknown"
+    citation: tuple[str, ...] = ()
+    register: str | None = None
+    accept_weak: bool = False
+    force: bool = False
+
+    def validate(self) -> None:
+        if not self.labels:
+            raise SpecError("a table of labels is needed.", field="labels")
+        if not self.output:
+            raise SpecError("a bundle folder is needed.", field="output", hint="Give one with -o.")
+        if not self.targets and self.residue_labels is None:
+            raise SpecError(
+                "at least one label column is needed.", field="targets", hint="Give them as --targets A,B."
+            )
+        if len(set(self.targets)) != len(self.targets):
+            raise SpecError("a column is named twice.", field="targets")
+        if self.residue_labels is not None and self.task not in (None, "per_residue"):
+            raise SpecError("residue labels go with task per_residue.", field="task")
+        if self.residue_labels is None and self.task == "per_residue":
+            raise SpecError("per_residue needs a FASTA file of labels.", field="residue_labels")
+        if self.residue_mask is not None and self.residue_labels is None:
+            raise SpecError("a mask goes with residue labels.", field="residue_mask")
+        if not self.models:
+            raise SpecError("at least one model is needed.", field="models")
+        for name, least in (("epochs", 1), ("workers", 1), ("batch_tokens", 64), ("bootstrap", 20)):
+            if getattr(self, name) < least:
+                raise SpecError(f"{getattr(self, name)} is below {least}.", field=name)
+        if self.max_train is not None and self.max_train < 20:
+            raise SpecError(f"{self.max_train} is below 20.", field="max_train")
+        if self.neighbours < 0:
+            raise SpecError(f"{self.neighbours} is below 0.", field="neighbours")
+        if not 0.5 <= self.level < 1:
+            raise SpecError(f"{self.level} is no level between 0.5 and 1.", field="level")
+        if self.lr is not None and not 0 < self.lr < 1:
+            raise SpecError(f"{self.lr} is no learning rate.", field="lr")
+        if self.features is not None:
+            from bioseq.features import BLOCKS
+
+            for block in self.features:
+                if block not in BLOCKS:
+                    raise SpecError(
+                        f"{block!r} is not a feature block.",
+                        field="features",
+                        hint=f"Known: {', '.join(BLOCKS)}.",
+                    )
