@@ -65,6 +65,27 @@ def open_store(home: str | Path | None) -> Store:
     return RemoteStore(filesystem, root, text)
 
 
+@contextlib.contextmanager
+def _placed(target: Path) -> Iterator[Path]:
+    """A new folder that becomes `target`, whose name is a hash of its content. Another process may have placed
+    it first, and others may be reading that one: then it stays, and ours is dropped."""
+    for left in target.parent.glob(".*.part"):  # what a killed process left half copied
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > 24 * 3600:
+                shutil.rmtree(left)
+    staging = target.parent / f".{uuid.uuid4().hex}.part"
+    try:
+        with atomic_folder(staging) as temporary:
+            yield temporary
+        try:
+            os.rename(staging, target)  # fails if a folder with files has the name
+        except OSError as error:
+            if not (target / "manifest.json").is_file():
+                raise OutputError(f"cannot write {target}: {error.strerror}.") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
 class LocalStore:
     """A folder. The lock is flock on `.lock`: the kernel frees it when its holder dies."""
 
@@ -122,26 +143,14 @@ class LocalStore:
         return (self._blob(digest) / "manifest.json").is_file()
 
     def put_blob(self, digest: str, folder: Path) -> None:
-        self._sweep()
-        try:
-            with atomic_folder(self._blob(digest)) as temporary:
-                shutil.copytree(  # copyfile: the source's files may be read-only
-                    folder,
-                    temporary,
-                    dirs_exist_ok=True,
-                    ignore=shutil.ignore_patterns(".*"),
-                    copy_function=shutil.copyfile,
-                )
-        except OutputError:
-            if not self.has_blob(digest):  # else another writer was first: the content is the same
-                raise
-
-    def _sweep(self) -> None:
-        """Remove what a killed writer left half copied."""
-        for left in (self.root / "blobs").glob(".*.part"):
-            with contextlib.suppress(OSError):
-                if time.time() - left.stat().st_mtime > 24 * 3600:
-                    shutil.rmtree(left)
+        with _placed(self._blob(digest)) as temporary:
+            shutil.copytree(  # copyfile: the source's files may be read-only
+                folder,
+                temporary,
+                dirs_exist_ok=True,
+                ignore=shutil.ignore_patterns(".*"),
+                copy_function=shutil.copyfile,
+            )
 
     def drop_blob(self, digest: str) -> None:
         shutil.rmtree(self._blob(digest), ignore_errors=True)
@@ -284,17 +293,16 @@ class RemoteStore:
         if not self.has_blob(digest):
             raise _lost(self.where, digest)
         root = self._blob(digest)
-        try:
-            with atomic_folder(target) as temporary:
+        with _placed(target) as temporary:
+            try:
                 for info in self.fs.get_file_info(FileSelector(root, recursive=True)):
                     if info.is_file:
                         file = temporary / info.path[len(root) :].lstrip("/")
                         file.parent.mkdir(parents=True, exist_ok=True)
                         with self.fs.open_input_stream(info.path) as source, open(file, "wb") as sink:
                             shutil.copyfileobj(source, sink, 8 << 20)
-        except OutputError:
-            if not (target / "manifest.json").is_file():  # else another process was first
-                raise
+            except FileNotFoundError:
+                raise _lost(self.where, digest) from None
         return target
 
 

@@ -412,6 +412,23 @@ def test_a_remote_bundle_is_fetched_once_and_verified(tmp_path):
         remote(tmp_path, "third").resolve("tiny")
 
 
+def test_a_bundle_that_another_process_fetched_first_is_left_alone(tmp_path, monkeypatch):
+    """Replicas start together and fetch the same bundle: nobody's files may vanish under a reader."""
+    remote(tmp_path).register(backbone(tmp_path / "a"))
+    first = remote(tmp_path).resolve("tiny").path
+    inode = first.stat().st_ino
+    # the second process looked before the first had finished
+    is_file = Path.is_file
+    answers = iter([False])
+    monkeypatch.setattr(
+        Path, "is_file", lambda p: next(answers, True) if p == first / "manifest.json" else is_file(p)
+    )
+    assert remote(tmp_path).store.fetch("sha256:" + first.name) == first
+    monkeypatch.undo()
+    assert first.stat().st_ino == inode
+    assert [p.name for p in first.parent.iterdir()] == [first.name]  # and nothing is left behind
+
+
 def test_a_remote_lock_left_by_a_dead_writer_expires(tmp_path, monkeypatch):
     registry = remote(tmp_path)
     locks = tmp_path / "bucket" / "reg" / "locks"
