@@ -7,6 +7,7 @@ unless asked.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -86,11 +87,27 @@ def atomic_folder(path: str | Path, *, force: bool = False) -> Iterator[Path]:
                 with open(file, "rb+") as handle:
                     os.fsync(handle.fileno())
         os.chmod(temporary, 0o755)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        _swap(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
         raise _explain(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Give `new` the name `path`. An old folder steps aside first: deleting it may take long, and a kill in
+    between would leave neither."""
+    if not path.exists():
+        os.replace(new, path)
+        return
+    if not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "a file has this name")
+    old = new.with_suffix(".old")
+    os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except OSError:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 import tomllib
 import types
 import typing
@@ -31,7 +33,8 @@ def _read(kind: Any, value: Any, field: str) -> Any:
                 errors.append(error)
         raise errors[0]
     if origin is typing.Literal:
-        if value not in typing.get_args(kind):
+        # Type and value: True is no 1.
+        if not any(value == option and type(value) is type(option) for option in typing.get_args(kind)):
             allowed = ", ".join(map(str, typing.get_args(kind)))
             raise SpecError(f"{value!r} is not one of {allowed}.", field=field)
         return value
@@ -49,7 +52,7 @@ def _read(kind: Any, value: Any, field: str) -> Any:
             raise SpecError(f"a table is needed, not {value!r}.", field=field)
         _, kind_of_values = typing.get_args(kind)
         return {str(k): _read(kind_of_values, v, f"{field}.{k}") for k, v in value.items()}
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if isinstance(value, kind):
             return value
         return _build(kind, value, field)
@@ -57,6 +60,8 @@ def _read(kind: Any, value: Any, field: str) -> Any:
         return float(value)
     if not isinstance(value, kind) or (kind in (int, float) and isinstance(value, bool)):
         raise SpecError(f"{_named(kind)} is needed, not {value!r}.", field=field)
+    if kind is float and not math.isfinite(value):
+        raise SpecError(f"a finite number is needed, not {value!r}.", field=field)
     return value
 
 
@@ -124,7 +129,7 @@ class Spec:
             if not isinstance(at, dict) or last not in at:
                 known = ", ".join(at) if isinstance(at, dict) else "none"
                 raise SpecError("unknown key.", field=key, hint=f"Known: {known}.")
-            at[last] = _literal(value) if isinstance(value, str) else value
+            at[last] = _literal(value, _kind_at(type(self), key)) if isinstance(value, str) else value
         return type(self).from_dict(data)
 
     @classmethod
@@ -132,11 +137,15 @@ class Spec:
         """Read a .json or .toml file."""
         path = Path(path)
         try:
-            text = path.read_text("utf-8")
+            raw = path.read_bytes()
         except OSError as error:
             raise SpecError(f"cannot read {path}: {error.strerror}.") from error
         try:
-            data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+            text = raw.decode("utf-8")
+            if path.suffix == ".json":
+                data = json.loads(text, object_pairs_hook=_each_key_once)
+            else:
+                data = tomllib.loads(text)
         except ValueError as error:
             raise SpecError(
                 f"{path} is not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}."
@@ -144,9 +153,29 @@ class Spec:
         return cls.from_dict(data)
 
 
-def _literal(text: str) -> Any:
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        raise ValueError("a key is given twice")
+    return data
+
+
+def _kind_at(kind: Any, key: str) -> Any:
+    """The declared type of a dotted key; Any inside dicts."""
+    for name in key.split("."):
+        if not dataclasses.is_dataclass(kind):
+            return Any
+        kind = typing.get_type_hints(kind)[name]
+    return kind
+
+
+def _literal(text: str, kind: Any) -> Any:
+    if kind is str:  # a name such as 17 or none is text
+        return text
     if text.lower() in ("none", "null"):
         return None
+    if typing.get_origin(kind) in (typing.Union, types.UnionType) and str in typing.get_args(kind):
+        return text
     try:
         return tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:
@@ -157,10 +186,14 @@ def _toml(data: dict[str, Any], prefix: str = "") -> list[str]:
     lines, tables = [], []
     for key, value in data.items():
         if isinstance(value, dict):
-            tables += [f"\n[{prefix}{key}]\n", *_toml(value, f"{prefix}{key}.")]
+            tables += [f"\n[{prefix}{_toml_key(key)}]\n", *_toml(value, f"{prefix}{_toml_key(key)}.")]
         elif value is not None:
-            lines.append(f"{key} = {_toml_value(value)}\n")
+            lines.append(f"{_toml_key(key)} = {_toml_value(value)}\n")
     return lines + tables
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
 
 
 def _toml_value(value: Any) -> str:
@@ -172,4 +205,8 @@ def _toml_value(value: Any) -> str:
         return repr(value) if any(c in repr(value) for c in ".en") else repr(value) + ".0"
     if isinstance(value, list):
         return "[" + ", ".join(_toml_value(v) for v in value) + "]"
-    return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, dict):
+        inner = (f"{_toml_key(k)} = {_toml_value(v)}" for k, v in value.items() if v is not None)
+        return "{" + ", ".join(inner) + "}"
+    # TOML's escapes are JSON's, but TOML wants one for DEL too.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

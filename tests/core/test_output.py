@@ -114,6 +114,34 @@ def test_a_folder_without_permission(tmp_path):
         tmp_path.chmod(0o700)
 
 
+def test_a_folder_never_replaces_a_file(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(OutputError, match="a file has this name"):
+        with atomic_folder(tmp_path / "run", force=True) as temporary:
+            (temporary / "a").write_text("new")
+    assert (tmp_path / "run").read_text() == "mine"
+    assert left(tmp_path) == ["run"]
+
+
+def test_a_failing_swap_brings_the_old_folder_back(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "old.txt").write_text("old")
+    real = os.replace
+
+    def replace(source, target):
+        if Path(target) == folder and Path(source).suffix == ".part":
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(OutputError, match="No space left"):
+        with atomic_folder(folder, force=True) as temporary:
+            (temporary / "new.txt").write_text("new")
+    assert (folder / "old.txt").read_text() == "old"
+    assert left(tmp_path) == ["run"]
+
+
 # A limit on file size makes the kernel refuse writes half-way, as a full disk does.
 FULL = """
 import resource, sys
