@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,11 +233,12 @@ class _Attached:
         self.adapters: dict[str, LoraAdapter] = {}
         self.keys: dict[str, dict[tuple[int, str], list[tuple[str, int | None]]]] = {}
         self.hooks: list[Any] = []
-        self.routes: list[tuple[str, Tensor | None]] = []  # None: every row
+        # By thread, as the predictor runs several batches at a time. Rows None: every row.
+        self.routes: dict[int, list[tuple[str, Tensor | None]]] = {}
 
     def hook(self, place: tuple[int, str]) -> Any:
         def add(_: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
-            for name, rows in self.routes:
+            for name, rows in self.routes.get(threading.get_ident(), ()):
                 keys = self.keys[name].get(place)
                 if keys is None:
                     continue
@@ -295,15 +297,16 @@ def routed(encoder: PackedEncoder, segments: Sequence[tuple[str | None, int, int
             spans.setdefault(name, []).append((start, end))
     device = encoder.embed_tokens.weight.device
     whole = len(spans) == 1 and all(name is not None for name, _, _ in segments)
-    before = state.routes
-    state.routes = [
+    thread = threading.get_ident()
+    before = state.routes.get(thread, [])
+    state.routes[thread] = [
         (name, None if whole else torch.cat([torch.arange(a, b) for a, b in parts]).to(device))
         for name, parts in spans.items()
     ]
     try:
         yield
     finally:
-        state.routes = before
+        state.routes[thread] = before
 
 
 def merge(encoder: PackedEncoder, adapter: LoraAdapter) -> None:

@@ -41,6 +41,7 @@ def load(
             checkpoint.encoder,
             name=path.name,
             content_hash=checkpoint.hash,
+            alphabet=by_name(checkpoint.alphabet),
             dtype=dtype,
             device=device,
             threads=threads,
@@ -51,7 +52,7 @@ def load(
     from bioseq.registry import Registry
 
     registry = registry or Registry()
-    bundle = open_bundle(path) if is_path else registry.resolve(str(name_or_path))
+    bundle = open_bundle(path) if is_path else registry.resolve(str(name_or_path), kind="backbone")
     if bundle.manifest.kind != "backbone":
         raise BundleError(
             f"{name_or_path} is a head, not a backbone.",

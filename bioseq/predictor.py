@@ -9,10 +9,13 @@ Legend: T tokens of a pack, L residues of a sequence, D model width, V vocabular
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+import os
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -24,8 +27,10 @@ from bioseq.alphabet import Alphabet, protein
 from bioseq.batching import SPECIAL_TOKENS, Window
 from bioseq.errors import BioseqError, ResourceError, SequenceError, SequenceTooLongError, SpecError
 from bioseq.model.encoder import PackedEncoder
+from bioseq.model.memory import keep_heap
 from bioseq.pooling import EmbedAsk, reduce
 from bioseq.progress import Progress
+from bioseq.work import Answer, Part, Segment, Work, logit_rows, merge
 
 if TYPE_CHECKING:
     from bioseq.fasta import Record
@@ -35,57 +40,15 @@ if TYPE_CHECKING:
 LongSequences = Literal["error", "window", "truncate"]
 WINDOW_OVERLAP = 256
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-BUDGETS = {"cpu": 2048, "cuda": 65536}  # tokens a batch; on a CPU what fits its caches
-
-
-@dataclass(slots=True)
-class Work:
-    """One sequence's ask, prepared. `ids` uint8 [L] residues (mask tokens allowed), no special tokens.
-
-    `logits_at`: None, "all", or int64 places of residues. `cover` are the windows that will be computed,
-    `overlap` their overlap. `routes` are the passes it takes: the bare trunk (None) and one for each head
-    with weights of its own.
-    """
-
-    ids: np.ndarray
-    sequence: str
-    embed: EmbedAsk | None = None
-    logits_at: str | np.ndarray | None = None
-    heads: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    cover: list[Window] = field(default_factory=list)
-    overlap: int = 0
-    routes: tuple[str | None, ...] = (None,)
-
-    @property
-    def tokens(self) -> int:
-        """Packed tokens that this work costs, over windows and routes."""
-        return len(self.routes) * sum(w.end - w.start + SPECIAL_TOKENS for w in self.cover)
-
-
-@dataclass(slots=True)
-class Answer:
-    """What came of a `Work`: float32 `embedding`, float32 `logits` [P, V], `predictions` by head, and what was
-    done to the sequence on the way (`notes`)."""
-
-    embedding: np.ndarray | None = None
-    logits: np.ndarray | None = None
-    predictions: dict[str, dict[str, Any]] | None = None
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Segment:
-    work: int
-    route: str | None
-    window: int
+BUDGETS = {"cpu": 1024, "cuda": 65536}  # tokens a batch; on a CPU what fits its caches
 
 
 class Predictor:
     """A backbone, its heads, and the way from sequences to numbers.
 
-    `threads` fixes torch's thread count (process-wide), which fixes the order of reductions and so the bytes
-    of results. `budget` is the number of tokens a batch. Not thread-safe: one engine, one predictor.
+    On a CPU, `threads` batches are computed at a time (default: all cores), each on one thread, so that the
+    bytes of a result do not depend on it. `budget` is the number of tokens a batch. Not thread-safe: one
+    engine, one predictor.
     """
 
     def __init__(
@@ -104,11 +67,12 @@ class Predictor:
     ):
         if dtype not in DTYPES:
             raise SpecError(f"{dtype!r} is not one of {', '.join(DTYPES)}.", field="dtype")
-        if threads is not None:
-            if threads < 1:
-                raise SpecError(f"{threads} is below 1.", field="threads")
-            torch.set_num_threads(threads)
+        if threads is not None and threads < 1:
+            raise SpecError(f"{threads} is below 1.", field="threads")
+        self.threads = threads or len(os.sched_getaffinity(0))
         self.device = torch.device(_device(device))
+        if self.device.type == "cpu":
+            keep_heap()
         self.name, self.version, self.hash = name, version, content_hash
         self.alphabet = alphabet or protein()
         self.config = encoder.config
@@ -130,7 +94,7 @@ class Predictor:
         from bioseq.registry import Registry
 
         if head is None:
-            bundle = (self.registry or Registry()).resolve(name)
+            bundle = (self.registry or Registry()).resolve(name, kind="head")
             head = heads_module.Head.load(bundle)
         heads_module.check_base(head, backbone_hash=self.hash, backbone_name=self.name)
         if head.adapter is not None:
@@ -227,31 +191,80 @@ class Predictor:
         """Answers in the order of `works`. One forward pass a batch of `budget` tokens."""
         answers = [Answer(notes=w.notes) for w in works]
         features: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
-        by_trunk: dict[str | None, list[_Segment]] = defaultdict(list)
+        waiting: dict[tuple[int, str | None], dict[int, Part]] = defaultdict(dict)
+        for part in self._lanes(self._batches(works)):
+            segment, work = part.segment, works[part.segment.work]
+            key = (segment.work, segment.route)
+            if len(work.cover) > 1:
+                waiting[key][segment.window] = part
+                if len(waiting[key]) < len(work.cover):
+                    continue
+                parts = waiting.pop(key)
+                hidden, logits = merge([parts[w] for w in range(len(work.cover))], work)
+                part = self._reduced(work, segment, hidden, logits)
+            answer = answers[segment.work]
+            if part.embedding is not None:
+                answer.embedding = part.embedding
+            if part.logits is not None:
+                answer.logits = part.logits.cpu().numpy()
+            for name, values in part.features.items():
+                features[name][segment.work] = values
+            if progress is not None and segment.route == work.routes[-1]:
+                progress.add(1)
+        self._predictions(works, answers, features)
+        return answers
+
+    def _batches(self, works: Sequence[Work]) -> Iterator[Callable[[], list[Part]]]:
+        """One forward pass each. What goes together depends on the works and the budget alone."""
+        by_trunk: dict[str | None, list[Segment]] = defaultdict(list)
         for i, work in enumerate(works):
             for route in work.routes:
                 trunk = route if route is not None and self.heads[route].trunk is not None else None
-                by_trunk[trunk].extend(_Segment(i, route, w) for w in range(len(work.cover)))
-        waiting: dict[tuple[int, str | None], dict[int, tuple[dict[int, Tensor], Tensor | None]]] = {}
+                by_trunk[trunk].extend(Segment(i, route, w) for w in range(len(work.cover)))
         for trunk, segments in by_trunk.items():
             encoder = self.encoder if trunk is None else self.heads[trunk].trunk
             assert encoder is not None
             spans = [works[s.work].cover[s.window] for s in segments]
             lengths = [w.end - w.start + SPECIAL_TOKENS for w in spans]
             for group in batching.plan(lengths, self.budget):
-                chosen = [segments[g] for g in group]
-                for segment, hidden, logits in self._forward(encoder, works, chosen):
-                    work, key = works[segment.work], (segment.work, segment.route)
-                    if len(work.cover) > 1:
-                        parts = waiting.setdefault(key, {})
-                        parts[segment.window] = ({k: v.float() for k, v in hidden.items()}, logits)
-                        if len(parts) < len(work.cover):
-                            continue
-                        hidden, logits = _merge([parts[w] for w in range(len(work.cover))], work)
-                        del waiting[key]
-                    self._keep(answers[segment.work], work, segment, hidden, logits, features)
-                    if progress is not None and segment.route == work.routes[-1]:
-                        progress.add(1)
+                yield partial(self._forward, encoder, works, [segments[g] for g in group])
+
+    def _lanes(self, batches: Iterator[Callable[[], list[Part]]]) -> Iterator[Part]:
+        """Results of the batches in their order; on a CPU, `threads` batches at a time, each on one thread.
+
+        One thread a batch keeps the order of every reduction, and so the bytes of a result, the same for any
+        number of threads, and wastes no time at barriers inside small products.
+        """
+        if self.device.type != "cpu":
+            for batch in batches:
+                yield from batch()
+            return
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            if self.threads == 1:
+                for batch in batches:
+                    yield from batch()
+                return
+            with ThreadPoolExecutor(
+                self.threads,
+                thread_name_prefix="bioseq-lane",
+                initializer=torch.set_num_threads,
+                initargs=(1,),
+            ) as pool:
+                running: deque[Future[list[Part]]] = deque()
+                for batch in batches:
+                    running.append(pool.submit(batch))
+                    if len(running) > 2 * self.threads:
+                        yield from running.popleft().result()
+                while running:
+                    yield from running.popleft().result()
+        finally:
+            torch.set_num_threads(before)
+
+    def _predictions(
+        self, works: Sequence[Work], answers: list[Answer], features: dict[str, dict[int, np.ndarray]]
+    ) -> None:
         for name, rows in features.items():
             order = sorted(rows)
             head = self.heads[name]
@@ -264,9 +277,8 @@ class Predictor:
         for work, answer in zip(works, answers):
             if len(work.heads) > 1 and answer.predictions:
                 answer.predictions = {name: answer.predictions[name] for name in work.heads}
-        return answers
 
-    def _layers(self, works: Sequence[Work], segments: Sequence[_Segment]) -> tuple[int, ...]:
+    def _layers(self, works: Sequence[Work], segments: Sequence[Segment]) -> tuple[int, ...]:
         depth = self.config.n_layers
         wanted: set[int] = set()
         for s in segments:
@@ -283,9 +295,7 @@ class Predictor:
     def _route(self, head: str) -> str | None:
         return head if self.heads[head].adapter or self.heads[head].trunk is not None else None
 
-    def _forward(
-        self, encoder: PackedEncoder, works: Sequence[Work], segments: list[_Segment]
-    ) -> list[tuple[_Segment, dict[int, Tensor], Tensor | None]]:
+    def _forward(self, encoder: PackedEncoder, works: Sequence[Work], segments: list[Segment]) -> list[Part]:
         """One packed pass; halves the batch and tries again when a GPU runs out of memory."""
         try:
             return self._pass(encoder, works, segments)
@@ -300,9 +310,7 @@ class Predictor:
         return self._forward(encoder, works, segments[:half]) + self._forward(encoder, works, segments[half:])
 
     @torch.inference_mode()
-    def _pass(
-        self, encoder: PackedEncoder, works: Sequence[Work], segments: list[_Segment]
-    ) -> list[tuple[_Segment, dict[int, Tensor], Tensor | None]]:
+    def _pass(self, encoder: PackedEncoder, works: Sequence[Work], segments: list[Segment]) -> list[Part]:
         windows = [works[s.work].cover[s.window] for s in segments]
         ids = [works[s.work].ids[w.start : w.end] for s, w in zip(segments, windows)]
         batch = batching.pack(
@@ -317,7 +325,7 @@ class Predictor:
         hidden = dict(zip(layers, out if isinstance(out, tuple) else (out,)))
         rows: list[np.ndarray] = []
         for s, start, window in zip(segments, bounds, windows):
-            rows.append(_logit_rows(works[s.work], s.route, window) + start + 1)
+            rows.append(logit_rows(works[s.work], s.route, window) + start + 1)
         logits: list[Tensor | None] = [None] * len(segments)
         counts = [len(r) for r in rows]
         if sum(counts):
@@ -330,10 +338,14 @@ class Predictor:
             slices = {layer: h[start:end] for layer, h in hidden.items()}
             if -1 in slices:
                 slices[depth] = slices[-1]
-            result.append((s, slices, part))
+            if len(works[s.work].cover) > 1:
+                kept = {layer: h.float() for layer, h in slices.items()}
+                result.append(Part(s, hidden=kept, logits=part))
+            else:
+                result.append(self._reduced(works[s.work], s, slices, part))
         return result
 
-    def _routed(self, encoder: PackedEncoder, segments: list[_Segment], bounds: list[int]) -> Any:
+    def _routed(self, encoder: PackedEncoder, segments: list[Segment], bounds: list[int]) -> Any:
         if encoder is not self.encoder or all(s.route is None for s in segments):
             return nullcontext()
         from bioseq import adapters
@@ -343,22 +355,16 @@ class Predictor:
         )
 
     @torch.inference_mode()
-    def _keep(
-        self,
-        answer: Answer,
-        work: Work,
-        segment: _Segment,
-        hidden: dict[int, Tensor],
-        logits: Tensor | None,
-        features: dict[str, dict[int, np.ndarray]],
-    ) -> None:
+    def _reduced(
+        self, work: Work, segment: Segment, hidden: dict[int, Tensor], logits: Tensor | None
+    ) -> Part:
+        part = Part(segment, logits=logits)
         if segment.route is None and work.embed is not None:
-            answer.embedding = reduce(hidden, work.embed).cpu().numpy()
-        if logits is not None:
-            answer.logits = logits.cpu().numpy()
+            part.embedding = reduce(hidden, work.embed).cpu().numpy()
         for name in work.heads:
             if self._route(name) == segment.route:
-                features[name][segment.work] = reduce(hidden, self.heads[name].embed_ask).cpu().numpy()
+                part.features[name] = reduce(hidden, self.heads[name].embed_ask).cpu().numpy()
+        return part
 
     # ------------------------------------------------------------- public API
 
@@ -455,37 +461,3 @@ def _device(name: str) -> str:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ResourceError("no CUDA device is available.", hint="Use device 'cpu' or 'auto'.")
     return name
-
-
-def _logit_rows(work: Work, route: str | None, window: Window) -> np.ndarray:
-    """Residues of this window whose logits are computed; all of them where windows are merged later."""
-    if route is not None or work.logits_at is None:
-        return np.empty(0, dtype=np.int64)
-    if isinstance(work.logits_at, str) or len(work.cover) > 1:
-        return np.arange(window.end - window.start, dtype=np.int64)
-    return np.asarray(work.logits_at, dtype=np.int64)
-
-
-def _merge(
-    parts: list[tuple[dict[int, Tensor], Tensor | None]], work: Work
-) -> tuple[dict[int, Tensor], Tensor | None]:
-    """Average windows with a linear taper; <cls> is the first window's, <eos> the last one's."""
-    weights = [torch.from_numpy(w) for w in batching.taper(work.cover, work.overlap)]
-    hidden: dict[int, Tensor] = {}
-    for layer, first in parts[0][0].items():
-        merged = first.new_zeros((len(work.ids) + SPECIAL_TOKENS, first.shape[1]))
-        merged[0], merged[-1] = first[0], parts[-1][0][layer][-1]
-        for (layers, _), window, weight in zip(parts, work.cover, weights):
-            merged[window.start + 1 : window.end + 1] += (
-                layers[layer][1:-1] * weight.to(first.device)[:, None]
-            )
-        hidden[layer] = merged
-    if parts[0][1] is None:
-        return hidden, None
-    logits = parts[0][1].new_zeros((len(work.ids), parts[0][1].shape[1]))
-    for (_, part), window, weight in zip(parts, work.cover, weights):
-        assert part is not None
-        logits[window.start : window.end] += part * weight.to(part.device)[:, None]
-    if not isinstance(work.logits_at, str):
-        logits = logits[torch.as_tensor(np.asarray(work.logits_at, dtype=np.int64), device=logits.device)]
-    return hidden, logits

@@ -28,17 +28,19 @@ def positions(cu_seqlens: Tensor, n_tokens: int) -> Tensor:
 
 
 def rotary_tables(positions_T: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin, each [T, 1, d] (Su et al. 2021, arXiv 2104.09864), computed in float32."""
+    """cos and sin of one half of a head, each [T, 1, d/2] (Su et al. 2021, arXiv 2104.09864); the angles are
+    computed in float32, the two halves of a head share them."""
     powers = torch.arange(0, head_dim, 2, dtype=torch.int64, device=positions_T.device).float() / head_dim
-    angles_Td = torch.outer(positions_T.float(), 1.0 / 10000.0**powers)
-    angles_Td = torch.cat((angles_Td, angles_Td), dim=-1)[:, None, :]
-    return angles_Td.cos().to(dtype), angles_Td.sin().to(dtype)
+    angles_T1h = torch.outer(positions_T.float(), 1.0 / 10000.0**powers)[:, None, :]
+    return angles_T1h.cos().to(dtype), angles_T1h.sin().to(dtype)
 
 
-def rotate(x_THd: Tensor, cos_T1d: Tensor, sin_T1d: Tensor) -> Tensor:
-    half = x_THd.shape[-1] // 2
-    turned = torch.cat((-x_THd[..., half:], x_THd[..., :half]), dim=-1)
-    return x_THd * cos_T1d + turned * sin_T1d
+def rotate(x_THd: Tensor, cos_T1h: Tensor, sin_T1h: Tensor) -> Tensor:
+    """Turn the halves (a, b) of every head to (a cos - b sin, b cos + a sin)."""
+    a, b = x_THd.chunk(2, dim=-1)
+    return torch.cat(
+        (torch.addcmul(a * cos_T1h, b, sin_T1h, value=-1), torch.addcmul(b * cos_T1h, a, sin_T1h)), dim=-1
+    )
 
 
 class EncoderLayer(nn.Module):
@@ -54,11 +56,12 @@ class EncoderLayer(nn.Module):
         self.down = nn.Linear(config.d_ff, d)
 
     def forward(
-        self, x_TD: Tensor, cos_T1d: Tensor, sin_T1d: Tensor, cu_seqlens: Tensor, max_seqlen: int
+        self, x_TD: Tensor, cos_T1h: Tensor, sin_T1h: Tensor, cu_seqlens: Tensor, max_seqlen: int
     ) -> Tensor:
         qkv = self.qkv(self.attn_norm(x_TD)).view(-1, 3, self.n_heads, self.head_dim)
-        q_THd = rotate(qkv[:, 0], cos_T1d, sin_T1d)
-        k_THd = rotate(qkv[:, 1], cos_T1d, sin_T1d)
+        # Back to the projection's type: under autocast the float32 tables would lift q and k to float32.
+        q_THd = rotate(qkv[:, 0], cos_T1h, sin_T1h).to(qkv.dtype)
+        k_THd = rotate(qkv[:, 1], cos_T1h, sin_T1h).to(qkv.dtype)
         mixed_THd = attend(q_THd, k_THd, qkv[:, 2], cu_seqlens, max_seqlen)
         x_TD = x_TD + self.out(mixed_THd.reshape(x_TD.shape))
         return x_TD + self.down(F.gelu(self.up(self.ffn_norm(x_TD))))
@@ -135,7 +138,7 @@ class PackedEncoder(nn.Module):
                 raise IndexError(f"layer {layer} is not there; this model has 0 to {depth}")
             wanted.append(place)
         x_TD = self.embed(tokens_T, cu_seqlens)
-        cos_T1d, sin_T1d = rotary_tables(
+        cos_T1h, sin_T1h = rotary_tables(
             positions(cu_seqlens, len(tokens_T)), self.config.head_dim, x_TD.dtype
         )
         kept = {0: x_TD} if 0 in wanted else {}
@@ -144,10 +147,10 @@ class PackedEncoder(nn.Module):
                 break
             if self.checkpointing and self.training:
                 x_TD = checkpoint(
-                    layer_module, x_TD, cos_T1d, sin_T1d, cu_seqlens, max_seqlen, use_reentrant=False
+                    layer_module, x_TD, cos_T1h, sin_T1h, cu_seqlens, max_seqlen, use_reentrant=False
                 )
             else:
-                x_TD = layer_module(x_TD, cos_T1d, sin_T1d, cu_seqlens, max_seqlen)
+                x_TD = layer_module(x_TD, cos_T1h, sin_T1h, cu_seqlens, max_seqlen)
             if i in wanted:
                 kept[i] = x_TD
         if depth in wanted:
