@@ -456,3 +456,34 @@ def test_one_letter_proteins_can_be_scored(model):
 def test_variant_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         parse("A4G", WILD).mutations = ()
+
+
+def test_masked_marginals_equal_those_of_transformers_on_the_same_weights(model, tmp_path):
+    """An independent reference from the tokenizer to the logits, one unpadded sequence a call."""
+    from transformers import EsmForMaskedLM, EsmTokenizer
+
+    from bioseq.model.esm2 import write_checkpoint
+
+    write_checkpoint(tmp_path / "hf", model.config, model.encoder.state_dict())
+    reference_model = EsmForMaskedLM.from_pretrained(tmp_path / "hf").eval()
+    tokenizer = EsmTokenizer.from_pretrained(tmp_path / "hf")
+    (wild,) = read_fasta(DATA / "gb1_wild_type.fasta")
+    with open(DATA / "gb1_61.csv", newline="") as handle:
+        texts = [row["mutant"] for row in csv.DictReader(handle)][1::6]
+    want = []
+    for text in texts:
+        variant = parse(text, wild.sequence)
+        tokens = tokenizer(wild.sequence, return_tensors="pt")["input_ids"]
+        places = [m.position for m in variant.mutations]  # <cls> shifts by the one of one-based
+        tokens[0, places] = tokenizer.mask_token_id
+        with torch.no_grad():
+            log_p = torch.log_softmax(reference_model(input_ids=tokens).logits[0].double(), -1)
+        to_id = tokenizer.convert_tokens_to_ids
+        want.append(
+            sum(
+                log_p[m.position, to_id(m.mutant)] - log_p[m.position, to_id(m.wild_type)]
+                for m in variant.mutations
+            )
+        )
+    assert np.std(want) > 1e-2
+    np.testing.assert_allclose(model.score(wild, texts), [float(w) for w in want], atol=5e-5)
