@@ -7,8 +7,9 @@ Score, >= 0, higher is further:  ood = sqrt(d^2 + u^2)
   1807.03888). About 1 on training proteins.
 - u (heads for any protein): how little the order of residues looks like a protein's. A linear log-density
   ratio between training proteins and their own shuffled residues (noise-contrastive estimation, Gutmann &
-  Hyvarinen 2012), over embedding and sequence features; u is how many of its own interquartile ranges it lies
-  below the median of the training proteins, 0 above it. Composition alone cannot change it much.
+  Hyvarinen 2012), over dipeptides, gapped pairs and the composition of the ends; u is how many interquartile
+  ranges of the training proteins it lies below their median, 0 above it. Composition alone cannot change it
+  much, since the shuffled ones have the same.
 
 `ood_percentile` is the score's place among training proteins that were not used to fit it.
 """
@@ -26,10 +27,11 @@ from bioseq.calibration import percentile_grid, percentile_of, whiten
 from bioseq.features import Context
 
 ORDER = ("composition", "dipeptide", "gapped", "terminal")
+MOST_ORDER = 4000  # training proteins that the order term is fitted on
 
 
-def _order_features(pooled: np.ndarray, sequences: Sequence[str]) -> np.ndarray:
-    return np.column_stack([pooled, *(blocks.compute(b, sequences, Context()) for b in ORDER)])
+def _order_features(sequences: Sequence[str]) -> np.ndarray:
+    return np.column_stack([blocks.compute(b, sequences, Context()) for b in ORDER])
 
 
 @dataclass
@@ -56,7 +58,7 @@ class Domain:
         squared = (z.astype(np.float64) ** 2).mean(1)
         if self.order is not None:
             mean, scale, weight = self.order
-            ratio = ((_order_features(pooled, sequences) - mean) * scale) @ weight
+            ratio = ((_order_features(sequences) - mean) * scale) @ weight
             squared = squared + np.maximum(0.0, (self.order_at[0] - ratio) / self.order_at[1]) ** 2
         return np.sqrt(squared)
 
@@ -107,49 +109,49 @@ def fit_domain(
     sequences: Sequence[str],
     ids: Sequence[str],
     *,
-    shuffled_pooled: np.ndarray | None = None,
-    shuffled_sequences: Sequence[str] = (),
+    order_term: bool = True,
     neighbours: int = 2000,
     seed: int = 0,
 ) -> Domain:
-    """Fit on training proteins [N, D]. With the embeddings of some shuffled ones (any number; of training
-    proteins), the order term too. The score's percentiles come from training rows left out of its fit."""
+    """Fit on training proteins: pooled embeddings [N, D] and cleaned sequences. `order_term` is for heads of any
+    protein, given 50 rows or more. The score's percentiles come from training rows left out of its fit."""
     rng = np.random.default_rng(seed)
-    order_rows = rng.permutation(len(pooled))
+    rows = rng.permutation(len(pooled))
     cut = max(int(0.7 * len(pooled)), 2)
-    fit, held = order_rows[:cut], order_rows[cut:] if len(pooled) - cut >= 5 else order_rows
+    fit, held = rows[:cut], rows[cut:] if len(pooled) - cut >= 5 else rows
     mean, project = whiten(pooled[fit])
     order, at = None, (0.0, 1.0)
-    if shuffled_pooled is not None and len(shuffled_pooled) >= 50:
-        own = fit[: 4 * len(shuffled_pooled)]
-        natural = _order_features(pooled[own], [sequences[i] for i in own])
-        noise = _order_features(shuffled_pooled, shuffled_sequences)
-        x = np.vstack([natural, noise]).astype(np.float64)
+    if order_term and len(pooled) >= 50:
+        own = [sequences[i] for i in fit[:MOST_ORDER]]
+        repeats = max(1, min(4, MOST_ORDER // len(own)))
+        noise = [s for r in range(repeats) for s in shuffled(own, seed + 1 + r)]
+        x = np.vstack([_order_features(own), _order_features(noise)])
         centre, spread = x.mean(0), x.std(0) + 1e-6
-        width = pooled.shape[1]
-        size = np.concatenate([np.full(width, width), np.full(x.shape[1] - width, x.shape[1] - width)])
-        scale = 4.0 / spread / np.sqrt(size)
-        y = np.concatenate([np.ones(len(natural)), np.zeros(len(noise))])
-        row_weight = np.where(y == 1, 0.5 / len(natural), 0.5 / len(noise))
-        weight = _ratio((x - centre) * scale, y, row_weight)
-        order = (centre.astype(np.float32), scale.astype(np.float32), weight.astype(np.float32))
-        inside = _order_features(pooled[held], [sequences[i] for i in held])
-        ratios = ((inside - order[0]) * order[1]) @ order[2]
+        scale = (4.0 / spread / np.sqrt(x.shape[1])).astype(np.float32)
+        y = np.concatenate([np.ones(len(own)), np.zeros(len(noise))])
+        weight = _ratio((x - centre) * scale, y, np.where(y == 1, 0.5 / len(own), 0.5 / len(noise)))
+        order = (centre.astype(np.float32), scale, weight.astype(np.float32))
+        ratios = ((_order_features([sequences[i] for i in held]) - order[0]) * order[1]) @ order[2]
         low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
         at = (float(middle), float(max(high - low, 1e-6)))
-    kept = np.sort(order_rows[:neighbours])
+    kept = np.sort(rows[:neighbours])
     domain = Domain(mean, project, np.zeros(101, np.float32), order, at)
-    domain.points = domain.place(pooled[kept]).astype(np.float16) if neighbours else None
-    domain.ids = [ids[i] for i in kept] if neighbours else []
+    if neighbours:
+        domain.points = domain.place(pooled[kept]).astype(np.float16)
+        domain.ids = [ids[i] for i in kept]
     domain.grid = percentile_grid(domain.score(pooled[held], [sequences[i] for i in held]))
     return domain
 
 
 def _ratio(x: np.ndarray, y: np.ndarray, weight: np.ndarray, l2: float = 2e-3) -> np.ndarray:
     """Weights of a logistic regression without intercept reported (it cancels in u)."""
-    design, truth, rows = torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(weight)
-    w = torch.zeros(x.shape[1], dtype=torch.float64, requires_grad=True)
-    b = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    design, truth, rows = (
+        torch.from_numpy(x).float(),
+        torch.from_numpy(y).float(),
+        torch.from_numpy(weight).float(),
+    )
+    w = torch.zeros(x.shape[1], requires_grad=True)
+    b = torch.zeros(1, requires_grad=True)
     optimiser = torch.optim.LBFGS([w, b], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:

@@ -134,16 +134,18 @@ def fit_frozen(
     for model, chosen in candidates(context, models, only):
         x, widths = feature_matrix(chosen, rows.embeddings, rows.sequences, context or Context())
         runner = _linear if model == "linear" else _network
+        here = -np.inf
         for setting, value, outs, refit in runner(task, x, widths, rows, n_out, folds, balance, seed):
             record = {"model": model, "blocks": list(chosen), **setting, "valid": round(float(value), 4)}
             tried.append(record)
+            here = max(here, value)
             if value > best_score:
                 best_score = value
                 standard, layers, offset, scale = refit()
                 raw = np.concatenate(outs)[order]
                 best = Chosen(chosen, standard, layers, record, raw, rows.y[held[order]], offset, scale)
         if tick is not None:
-            tick(f"{model} on {' + '.join(chosen)}: {MAIN[task]} {value:.3f} on validation")
+            tick(f"{model} on {' + '.join(chosen)}: {MAIN[task]} {here:.3f} on validation")
     assert best is not None
     best.tried = tried
     return best

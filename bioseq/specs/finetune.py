@@ -87,7 +87,8 @@ class FinetuneSpec(Spec):
     features: sequence features beside the embedding, or None to let the validation part choose; see
     bioseq.features. models: which frozen models to try.
     weight: column of row weights. replicates: what to do with one sequence's several values: `error` or `mean`.
-    max_train: at most so many training rows (seeded); None is all.
+    max_train, max_test: at most so many training (and a third as many validation) and test rows, seeded; None is
+    all.
     epochs, lr, batch_tokens, lora: of `lora` and `full`. workers: Ray Train processes for those.
     level: of prediction intervals. neighbours: training examples kept for `nearest`.
     """
@@ -110,6 +111,7 @@ class FinetuneSpec(Spec):
     replicates: Literal["error", "mean"] = "error"
     class_weights: Literal["auto", "none", "balanced"] = "auto"
     max_train: int | None = None
+    max_test: int | None = None
     epochs: int = 10
     lr: float | None = None
     batch_tokens: int = 4096
@@ -153,8 +155,10 @@ class FinetuneSpec(Spec):
         for name, least in (("epochs", 1), ("workers", 1), ("batch_tokens", 64), ("bootstrap", 20)):
             if getattr(self, name) < least:
                 raise SpecError(f"{getattr(self, name)} is below {least}.", field=name)
-        if self.max_train is not None and self.max_train < 20:
-            raise SpecError(f"{self.max_train} is below 20.", field="max_train")
+        for name in ("max_train", "max_test"):
+            value = getattr(self, name)
+            if value is not None and value < 20:
+                raise SpecError(f"{value} is below 20.", field=name)
         if self.neighbours < 0:
             raise SpecError(f"{self.neighbours} is below 0.", field="neighbours")
         if not 0.5 <= self.level < 1:
