@@ -74,8 +74,12 @@ class ScreenSpec(Spec):
             raise SpecError(f"{self.diverse_threshold} is no cosine (-1 to 1).", field="diverse_threshold")
         if self.genetic_code not in GENETIC_CODES:
             known = ", ".join(map(str, GENETIC_CODES))
-            raise SpecError(f"{self.genetic_code} is no NCBI genetic code.", field="genetic_code", hint=f"Known: {known}.")
+            raise SpecError(
+                f"{self.genetic_code} is no NCBI genetic code.", field="genetic_code", hint=f"Known: {known}."
+            )
         if self.pareto == ("*",) and len(self.heads) < 2:
-            raise SpecError("a front needs two heads or more.", field="pareto", hint="Or name columns: --pareto A.x,A.y")
+            raise SpecError(
+                "a front needs two heads or more.", field="pareto", hint="Or name columns: --pareto A.x,A.y"
+            )
         if self.pareto and self.pareto != ("*",) and len(self.pareto) < 2:
             raise SpecError("a front needs two objectives or more.", field="pareto")

@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedInput, UnexpectedToken
@@ -107,20 +107,20 @@ class _Compiler:
             case "text":
                 return "text", "'" + str(parts[0])[1:-1].replace("'", "''") + "'"
             case "column":
-                return self.column(parts[0])  # type: ignore[arg-type]
+                return self.column(cast(Token, parts[0]))
             case "or_" | "and_":
                 word = "OR" if node.data == "or_" else "AND"
-                left, right = (self.want(p, "truth") for p in parts)  # type: ignore[arg-type]
+                left, right = (self.want(p, "truth") for p in parts)
                 return "truth", f"({left} {word} {right})"
             case "not_":
-                return "truth", f"(NOT {self.want(parts[0], 'truth')})"  # type: ignore[arg-type]
+                return "truth", f"(NOT {self.want(parts[0], 'truth')})"
             case "negative":
-                return "number", f"(-{self.want(parts[0], 'number')})"  # type: ignore[arg-type]
+                return "number", f"(-{self.want(parts[0], 'number')})"
             case "add":
                 a, op, b = parts
-                return "number", f"({self.want(a, 'number')} {op} {self.want(b, 'number')})"  # type: ignore[arg-type]
+                return "number", f"({self.want(a, 'number')} {op} {self.want(b, 'number')})"
             case "mul":
-                a_sql, b_sql = self.want(parts[0], "number"), self.want(parts[2], "number")  # type: ignore[arg-type]
+                a_sql, b_sql = self.want(parts[0], "number"), self.want(parts[2], "number")
                 if parts[1] == "/":
                     return "number", f"(CASE WHEN {b_sql} <> 0 THEN {a_sql} / {b_sql} END)"
                 return "number", f"({a_sql} * {b_sql})"
@@ -134,12 +134,12 @@ class _Compiler:
         name, *arguments = node.children
         rule = _FUNCTIONS.get(str(name).lower())
         if rule is None:
-            raise self.fail(f"unknown function {str(name)!r}.", name, f"Known: {', '.join(_FUNCTIONS)}.")  # type: ignore[arg-type]
+            raise self.fail(f"unknown function {str(name)!r}.", name, f"Known: {', '.join(_FUNCTIONS)}.")
         low, high, template = rule
         if not low <= len(arguments) <= high:
             wanted = str(low) if low == high else f"{low} to {high}"
-            raise self.fail(f"{name} takes {wanted} values, not {len(arguments)}.", name)  # type: ignore[arg-type]
-        sql = [self.want(a, "number") for a in arguments]  # type: ignore[arg-type]
+            raise self.fail(f"{name} takes {wanted} values, not {len(arguments)}.", name)
+        sql = [self.want(a, "number") for a in arguments]
         if "{all}" in template:
             # least and greatest pass over NULL; an undefined operand must make the result undefined
             defined = " AND ".join(f"{s} IS NOT NULL" for s in sql)
@@ -148,12 +148,12 @@ class _Compiler:
 
     def compare(self, node: Tree) -> tuple[Kind, str]:
         left, op, right = node.children
-        kind, a = self.visit(left)  # type: ignore[arg-type]
+        kind, a = self.visit(left)
         if kind == "truth":
-            raise self.fail("a comparison cannot be compared.", left)  # type: ignore[arg-type]
-        b = self.want(right, kind)  # type: ignore[arg-type]
+            raise self.fail("a comparison cannot be compared.", left)
+        b = self.want(right, kind)
         if kind == "text" and op not in ("=", "==", "!="):
-            raise self.fail("texts know only == and !=.", op)  # type: ignore[arg-type]
+            raise self.fail("texts know only == and !=.", op)
         sign = {"==": "=", "!=": "<>"}.get(str(op), str(op))
         return "truth", f"coalesce({a} {sign} {b}, FALSE)"
 

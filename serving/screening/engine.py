@@ -1,0 +1,304 @@
+"""What computes a shard. The seam is internal: the command line and job specs always get the `Predictor`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from bioseq.errors import (
+    ArtefactError,
+    BioseqError,
+    NotFoundError,
+    OutputError,
+    ResourceError,
+    SequenceError,
+    SpecError,
+)
+from bioseq.specs.screen import ScreenSpec
+from serving.screening.columns import HeadColumns
+
+
+@dataclass(slots=True)
+class Result:
+    """Of one sequence: `cells` of all heads, or `error` ("code: message"). `embedding` float32 [D] if asked."""
+
+    cells: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    note: str | None = None
+    embedding: np.ndarray | None = None
+
+
+class Engine(Protocol):
+    def run(self, sequences: Sequence[str], embed: Sequence[bool]) -> list[Result]:
+        """Results in order. Must be a pure function of its input: a shard computed twice gives equal bytes."""
+        ...
+
+
+class EngineFactory(Protocol):
+    """Describes an engine without building it, and builds it inside a worker. Must pickle."""
+
+    @property
+    def heads(self) -> tuple[HeadColumns, ...]: ...
+
+    @property
+    def alphabet(self) -> str: ...
+
+    @property
+    def width(self) -> int:
+        """Of an embedding."""
+
+    @property
+    def budget(self) -> int:
+        """Tokens of one forward pass."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """About what one engine takes."""
+
+    @property
+    def device(self) -> str:
+        """`cpu` or `cuda`."""
+
+    def identity(self) -> dict[str, Any]:
+        """Model, heads and arithmetic, for the manifest: plain data, equal only for equal results."""
+        ...
+
+    def cards(self) -> dict[str, str]:
+        """Name -> model card, for the report."""
+        ...
+
+    def build(self) -> Engine: ...
+
+
+# ------------------------------------------------------------------------------------------------- isolation
+
+
+def out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | ResourceError):
+        return True
+    text = str(error)
+    return (
+        type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in text
+        or "out of memory" in text
+    )
+
+
+def isolate(compute: Callable[[list[int]], list[Result]], places: list[int]) -> dict[int, Result]:
+    """Results by place; an error costs only the sequence that causes it, found by halving.
+
+    Out of memory halves the batch, down to a sequence that does not fit alone. What concerns the whole run (a
+    model file, the disk, a setting) is raised.
+    """
+    try:
+        return dict(zip(places, compute(places), strict=True))
+    except (ArtefactError, OutputError, SpecError, OSError):
+        raise
+    except Exception as error:
+        if len(places) == 1:
+            if out_of_memory(error):
+                text = "resource.insufficient: not enough memory for this record alone."
+            elif isinstance(error, BioseqError):
+                text = f"{error.code}: {error.bare if isinstance(error, SequenceError) else error.message}"
+            else:
+                # Only the kind: the text of a foreign exception may hold residues
+                text = f"internal: {type(error).__name__} in the engine."
+            return {places[0]: Result(error=text)}
+    # Outside of `except`, so that the failed batch's tensors are free while the halves run
+    half = len(places) // 2
+    return isolate(compute, places[:half]) | isolate(compute, places[half:])
+
+
+# -------------------------------------------------------------------------------------------------- Predictor
+
+
+@dataclass(frozen=True)
+class _HeadSource:
+    ref: str
+    path: str
+    hash: str
+
+
+@dataclass(frozen=True)
+class PredictorFactory:
+    """The real engine: a backbone and heads by path and hash, loaded in each worker."""
+
+    model: str
+    model_ref: str
+    model_name: str
+    model_version: int | None
+    model_hash: str
+    sources: tuple[_HeadSource, ...]
+    heads: tuple[HeadColumns, ...]
+    alphabet: str
+    width: int
+    max_residues: int
+    memory_bytes: int
+    dtype: str
+    device: str
+    threads: int
+    budget: int
+    long_sequences: str
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "model": {"name": self.model_name, "version": self.model_version, "hash": self.model_hash},
+            "heads": [
+                {"name": h.name, "version": h.version, "hash": h.hash, "task": h.task} for h in self.heads
+            ],
+            "engine": {
+                "dtype": self.dtype,
+                "device": self.device,
+                "threads": self.threads,
+                "batch_tokens": self.budget,
+            },
+        }
+
+    def cards(self) -> dict[str, str]:
+        found = {}
+        for name, path in [
+            (self.model_name, self.model),
+            *((h.name, s.path) for h, s in zip(self.heads, self.sources)),
+        ]:
+            card = Path(path) / "card.md"
+            found[name] = card.read_text("utf-8") if card.is_file() else "No model card."
+        return found
+
+    def build(self) -> PredictorEngine:
+        return PredictorEngine(self)
+
+
+class PredictorEngine:
+    """`Predictor` behind the seam. Refuses files that are no longer those the run began with."""
+
+    def __init__(self, factory: PredictorFactory):
+        import bioseq
+        from bioseq.heads import Head
+        from bioseq.registry import Registry
+
+        self.factory = factory
+        registry = Registry()
+        model = Path(factory.model) if Path(factory.model).is_dir() else factory.model_ref
+        self.predictor = bioseq.load(
+            model,
+            dtype=factory.dtype,
+            device=factory.device,
+            threads=factory.threads,
+            budget=factory.budget,
+            registry=registry,
+        )
+        if self.predictor.hash != factory.model_hash:
+            raise ArtefactError(
+                f"the model {factory.model_name} changed while the run was going.", hint=_PUT_BACK
+            )
+        for source, head in zip(factory.sources, factory.heads):
+            bundle = registry.resolve(source.path if Path(source.path).is_dir() else source.ref)
+            if bundle.manifest.content_hash != source.hash:
+                raise ArtefactError(f"the head {head.name} changed while the run was going.", hint=_PUT_BACK)
+            self.predictor.load_head(head.name, Head.load(bundle))
+
+    def run(self, sequences: Sequence[str], embed: Sequence[bool]) -> list[Result]:
+        from bioseq.pooling import EmbedAsk
+
+        names = tuple(h.name for h in self.factory.heads)
+        results: dict[int, Result] = {}
+        works: dict[int, Any] = {}
+        for i, (sequence, wanted) in enumerate(zip(sequences, embed)):
+            try:
+                works[i] = self.predictor.prepare(
+                    sequence,
+                    embed=EmbedAsk() if wanted else None,
+                    heads=names,
+                    long_sequences=self.factory.long_sequences,  # type: ignore[arg-type]
+                )
+            except SequenceError as error:
+                results[i] = Result(error=f"{error.code}: {error.bare}")
+
+        def compute(places: list[int]) -> list[Result]:
+            answers = self.predictor.run([works[i] for i in places])
+            return [self._result(answer) for answer in answers]
+
+        if works:
+            results |= isolate(compute, list(works))
+        return [results[i] for i in range(len(sequences))]
+
+    def _result(self, answer: Any) -> Result:
+        cells: dict[str, Any] = {}
+        try:
+            for head in self.factory.heads:
+                cells |= head.cells(answer.predictions[head.name])
+        except BioseqError as error:
+            return Result(error=f"{error.code}: {error.message}")
+        return Result(cells, note="; ".join(answer.notes) or None, embedding=answer.embedding)
+
+
+_PUT_BACK = "Put the old one back and give the same command again, or start a new run folder."
+
+
+def predictor_factory(spec: ScreenSpec, *, device: str) -> PredictorFactory:
+    """Resolve names to bundles, reading manifests only. Raises `NotFoundError`, `BundleError`, `SpecError`."""
+    from bioseq.errors import BundleError
+    from bioseq.predictor import BUDGETS
+    from bioseq.registry import Registry
+
+    registry = Registry()
+    bundle = registry.resolve(spec.model)
+    manifest = bundle.manifest
+    if manifest.kind != "backbone":
+        raise BundleError(f"{spec.model} is a {manifest.kind}, not a backbone.", hint="Give it as --heads.")
+    sources: list[_HeadSource] = []
+    heads: list[HeadColumns] = []
+    for ref in spec.heads:
+        try:
+            head = registry.resolve(ref)
+        except NotFoundError as error:
+            known = ", ".join(e.name for e in registry.heads_for(manifest.content_hash)) or "none"
+            raise NotFoundError(
+                f"there is no head {ref!r}.", code=error.code, hint=f"Heads of {manifest.name}: {known}."
+            ) from None
+        m = head.manifest
+        if m.kind != "head":
+            raise BundleError(f"{ref} is a {m.kind}, not a head.")
+        if m.base_hash != manifest.content_hash:
+            raise BundleError(
+                f"the head {ref} belongs to another backbone ({m.base_hash}) than {manifest.name} "
+                f"({manifest.content_hash}).",
+                hint="Name its backbone with --model.",
+            )
+        name = m.name if m.name not in {h.name for h in heads} else f"{m.name}@{m.version}"
+        heads.append(
+            HeadColumns(
+                name, m.task or "", tuple(m.labels), m.version, m.content_hash, m.units, m.per_residue
+            )
+        )
+        sources.append(_HeadSource(f"{m.name}@{m.version}", str(head.path.absolute()), m.content_hash))
+    if len({h.name for h in heads}) < len(heads):
+        raise SpecError("two heads have the same name and version.", field="heads")
+    size = sum(
+        f.stat().st_size
+        for b in (bundle.path, *(Path(s.path) for s in sources))
+        for f in b.rglob("*.safetensors")
+    )
+    residues = int(manifest.architecture.get("max_residues", 1022))
+    return PredictorFactory(
+        model=str(bundle.path.absolute()),
+        model_ref=f"{manifest.name}@{manifest.version}",
+        model_name=manifest.name,
+        model_version=manifest.version,
+        model_hash=manifest.content_hash,
+        sources=tuple(sources),
+        heads=tuple(heads),
+        alphabet=manifest.alphabet,
+        width=int(manifest.architecture.get("d_model", 0)),
+        max_residues=residues,
+        memory_bytes=2 * size + (600 << 20),
+        dtype=spec.dtype,
+        device=device,
+        threads=spec.threads,
+        budget=max(spec.batch_tokens or BUDGETS.get(device, 2048), residues + 2),
+        long_sequences=spec.long_sequences,
+    )

@@ -1,0 +1,153 @@
+"""report.html of a finished run: one self-contained page, pictures inside, no scripts, no sequences."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import itertools
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from bioseq.errors import OutputError
+from bioseq.output import atomic_file
+from serving.screening.folder import read_json
+
+TOP = 50
+INK, ACCENT, MUTED = "#1c2733", "#0b6e8f", "#c3ccd4"
+
+
+def write_report(output: str, summary: dict[str, Any] | None = None) -> str:
+    """Write report.html into the run folder; returns its path. Raises `OutputError` if the run is not complete."""
+    folder = Path(output)
+    if summary is None:
+        if not (folder / "summary.json").is_file():
+            raise OutputError(
+                f"{folder} holds no finished run.",
+                hint="Give a run folder that `bioseq screen` has completed.",
+            )
+        summary = read_json(folder / "summary.json")
+    facts = read_json(folder / "run.json")
+    cards = read_json(folder / "cards.json") if (folder / "cards.json").is_file() else {}
+    header, rows = _top(folder / "hits.csv")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["number"] = _number
+    page = environment.get_template("report.html").render(
+        summary=summary,
+        facts=facts,
+        cards=cards,
+        header=header,
+        rows=rows,
+        pictures=_pictures(folder, summary),
+        settings=_settings(summary["settings"]),
+        name=folder.name,
+    )
+    with atomic_file(folder / "report.html", force=True) as temporary:
+        temporary.write_text(page, "utf-8")
+    return str(folder / "report.html")
+
+
+def _top(path: Path) -> tuple[list[str], list[list[str]]]:
+    with open(path, encoding="utf-8", newline="") as handle:
+        reader = csv.reader(handle)
+        header = next(reader)
+        rows = list(itertools.islice(reader, TOP))
+    # The rank first, and no column that is the same for every hit
+    order = [header.index("rank"), header.index("id"), header.index("score")]
+    order += [i for i, n in enumerate(header) if i not in order and n not in ("status", "error")]
+    if not any(row[header.index("notes")] for row in rows):
+        order.remove(header.index("notes"))
+    return [header[i] for i in order], [[_shown(row[i]) for i in order] for row in rows]
+
+
+def _shown(text: str) -> str:
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    return text if text.isdigit() else _number(value)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _settings(settings: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (k, ", ".join(map(str, v)) if isinstance(v, list) else str(v))
+        for k, v in settings.items()
+        if v not in (None, [])
+    ]
+
+
+def _pictures(folder: Path, summary: dict[str, Any]) -> list[dict[str, str]]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    plt.rcParams.update(
+        {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "text.color": INK}
+    )
+    pictures = []
+
+    def keep(figure: Any, title: str, alt: str, group: str) -> None:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
+        plt.close(figure)
+        data = base64.b64encode(buffer.getvalue()).decode()
+        pictures.append({"title": title, "alt": alt, "data": data, "group": group})
+
+    def bars(found: dict[str, Any], title: str, group: str) -> None:
+        figure, axes = plt.subplots(figsize=(3.2, 1.9))
+        step = (found["max"] - found["min"]) / len(found["bins"]) or 1.0
+        places = [found["min"] + step * (i + 0.5) for i in range(len(found["bins"]))]
+        axes.bar(places, found["bins"], width=step, color=ACCENT)
+        axes.set_ylabel("records")
+        keep(figure, title, f"Histogram of {title} over {found['count']} records", group)
+
+    if summary["length"]:
+        bars(summary["length"], "length, residues", "library")
+    for name, head in summary["heads"].items():
+        for column, found in head["columns"].items():
+            last = column.rsplit(".", 1)[-1]
+            if found and last not in ("low", "high"):
+                bars(found, column, "ood" if last in ("ood", "ood_percentile") else "heads")
+        if head["labels"]:
+            figure, axes = plt.subplots(figsize=(3.2, 0.5 + 0.22 * len(head["labels"])))
+            labels = list(head["labels"])[::-1]
+            axes.barh(labels, [head["labels"][k] for k in labels], color=ACCENT)
+            axes.set_xlabel("records")
+            keep(figure, f"{name}, label", f"Records by label of {name}", "heads")
+    _map(folder / "map.parquet", plt, keep)
+    return pictures
+
+
+def _map(path: Path, plt: Any, keep: Any) -> None:
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        return
+    table = pq.read_table(path)
+    if not len(table):
+        return
+    x, y = table["x"].to_numpy(), table["y"].to_numpy()
+    score = np.array([np.nan if s is None else s for s in table["score"].to_pylist()], dtype=float)
+    known = np.isfinite(score)
+    figure, axes = plt.subplots(figsize=(5.2, 4.0))
+    axes.scatter(x[~known], y[~known], s=7, color=MUTED, linewidths=0, label="not among those that passed")
+    if known.any():
+        dots = axes.scatter(x[known], y[known], s=10, c=score[known], cmap="viridis", linewidths=0)
+        figure.colorbar(dots, label="score")
+    axes.set_xlabel("first principal component")
+    axes.set_ylabel("second")
+    keep(figure, "embedding map", f"Map of {len(table)} distinct sequences by their embeddings", "map")
