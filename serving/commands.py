@@ -179,15 +179,15 @@ def _print_keys(room: Any) -> None:
 
 
 def screen(argv: list[str]) -> int:
-    from serving.screening.commands import screen
+    from serving.screening.cli import main_screen
 
-    return screen(argv)
+    return main_screen(argv)
 
 
 def report(argv: list[str]) -> int:
-    from serving.screening.commands import report
+    from serving.screening.cli import main_report
 
-    return report(argv)
+    return main_report(argv)
 
 
 # ------------------------------------------------------------------------------------------------------- jobs

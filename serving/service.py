@@ -1,0 +1,32 @@
+"""What the routes work with, hung on the application as `app.state.service`."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from serving.auth import Guard
+from serving.catalogue import Catalogue
+from serving.database.base import Database
+from serving.link import Link
+from serving.metrics import IngressMetrics
+from serving.settings import Settings
+
+
+@dataclass
+class Service:
+    settings: Settings
+    link: Link
+    catalogue: Catalogue
+    database: Database
+    guard: Guard
+    metrics: IngressMetrics
+    board: Any = None
+    extras: dict[str, Any] = field(default_factory=dict)  # what other rooms (jobs, files) keep here
+    refreshing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def refresh(self) -> None:
+        """See what is in the registry now."""
+        async with self.refreshing:
+            await asyncio.to_thread(self.catalogue.refresh)
