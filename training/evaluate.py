@@ -27,7 +27,7 @@ from bioseq.batching import pack, plan
 from bioseq.errors import InputError
 from bioseq.model.encoder import PackedEncoder
 from training.sampler import EVAL, stream
-from training.team import Team
+from training.team import ALONE, Team
 
 PASSES = 7
 
@@ -60,7 +60,7 @@ def perplexity(
     alphabet: Alphabet | None = None,
     budget: int = 2048,
     precision: str = "float32",
-    team: Team = Team(),
+    team: Team = ALONE,
 ) -> dict[str, Any]:
     """{"perplexity", "loss" (nats a residue), "residues", "proteins", "passes"} of `sequences` (strings, or
     residues' ids uint8 [L]).

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import platform
+import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bioseq.bundle import load_backbone, save_backbone
+from bioseq.errors import CheckpointError
 from bioseq.model.config import ModelConfig
 from bioseq.model.encoder import PackedEncoder
 from bioseq.specs.pretrain import PretrainSpec
 from training import checkpoint as checkpoints
 from training.checkpoint import Checkpoint
-from training.corpus import Corpus
+from training.corpus import Corpus, open_corpus
 from training.evaluate import perplexity
 from training.loop import Outcome
 from training.team import Team
@@ -69,9 +71,10 @@ def finish(spec: PretrainSpec, corpus: Corpus, folder: Path, team: Team, outcome
     }
     made: dict[int, Any] = {}
     for name in ("best", "last"):
+        best = folder / "checkpoints" / checkpoints.BEST
         found = (
-            checkpoints.read(folder / "checkpoints" / checkpoints.BEST)
-            if name == "best"
+            checkpoints.read(best)
+            if name == "best" and best.exists()
             else checkpoints.last(folder / "checkpoints")
         )
         if found is None:
@@ -104,15 +107,24 @@ def finish(spec: PretrainSpec, corpus: Corpus, folder: Path, team: Team, outcome
     return summary
 
 
-def host() -> dict[str, Any]:
-    """What a run was made on, without the host's name."""
-    import bioseq
+def main(argv: list[str] | None = None) -> int:
+    """`python -m training.finish RUN`: bundles, plot and card of the checkpoints that are there now. The run
+    may go on meanwhile, or later."""
+    parser = argparse.ArgumentParser(prog="python -m training.finish", description=main.__doc__)
+    parser.add_argument("run", type=Path, help="a run's folder")
+    parser.add_argument("--corpus", help="where the corpus is now (default: as in the run's spec)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override the spec")
+    args = parser.parse_args(argv)
+    spec = PretrainSpec.load(args.run / "spec.json").override(dict(s.split("=", 1) for s in args.set))
+    corpus = open_corpus(args.corpus or str(spec.corpus))
+    found = checkpoints.last(args.run / "checkpoints")
+    if found is None:
+        raise CheckpointError(f"{args.run} has no checkpoint yet.")
+    state = found.state
+    outcome = Outcome(found.step, int(state["tokens"]), best=state["best"])
+    print(json.dumps(finish(spec, corpus, args.run, Team(), outcome), indent=1))
+    return 0
 
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    return {
-        "device": gpu or f"{platform.machine()} CPU",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "bioseq": bioseq.__version__,
-    }
+
+if __name__ == "__main__":
+    raise SystemExit(main())

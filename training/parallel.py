@@ -44,7 +44,7 @@ class Trainee:
         self.encoder, self.spec, self.team = encoder.to(team.device).train(), spec, team
         encoder.checkpointing = spec.activation_checkpointing
         self.half = spec.precision == "bfloat16"
-        self.names = {name: p for name, p in encoder.named_parameters()}
+        self.names = dict(encoder.named_parameters())
         if spec.compile:
             for layer in encoder.layers:
                 layer.compile(dynamic=True)
@@ -64,7 +64,7 @@ class Trainee:
         # `logits` is called beside `forward`: the root's own parameters (embedding, LM head) must be whole
         # for both, so the module that holds the two calls is the root.
         fully_shard(self.model, reshard_after_forward=False)
-        self.names = {name: p for name, p in self.encoder.named_parameters()}
+        self.names = dict(self.encoder.named_parameters())
 
     def loss(self, micro: Micro) -> Tensor:
         micro = micro.to(self.team.device)

@@ -326,7 +326,7 @@ class _Shards:
                 self._handle.close()
             name = f"tokens-{len(self.shards):05d}.bin"
             self.shards.append({"file": name, "first": self.records})
-            self._handle, self._in_shard = open(self.folder / name, "wb"), 0
+            self._handle, self._in_shard = open(self.folder / name, "wb"), 0  # noqa: SIM115
         self._handle.write(ids.tobytes())
         self._counts += np.bincount(ids, minlength=256)
         self._in_shard += len(ids)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,7 @@ class Team:
 
     rank: int = 0
     world: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def leads(self) -> bool:
@@ -35,6 +35,9 @@ class Team:
     def wait(self) -> None:
         if self.world > 1:
             dist.barrier()
+
+
+ALONE = Team()
 
 
 def device_of(gpus: bool, local_rank: int = 0) -> torch.device:

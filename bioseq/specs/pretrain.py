@@ -148,7 +148,7 @@ class PretrainSpec(Spec):
     """A whole run. `tokens_per_step` is global (all workers, all micro-batches); `micro_tokens` is what one
     worker holds at once, so it bounds memory and accumulates gradients. `precision` "bfloat16" is autocast
     with float32 weights. `log_every`, `checkpoint_every` in steps; `checkpoint_minutes` adds a clock (0: off);
-    `keep` checkpoints are kept beside the best one."""
+    `keep` checkpoints are kept beside the best one. `about` is what the card says of the data."""
 
     name: str
     model: ArchitectureSpec
@@ -174,6 +174,7 @@ class PretrainSpec(Spec):
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
     peak_tflops: float = 0.0
     licence: str = "CC-BY-4.0"
+    about: str = ""
     corpus: str | None = None
     output: str | None = None
     engine: Literal["auto", "ray", "local"] = "auto"
