@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ray_session(tmp_path_factory):
+    """One Ray for all in-process runs: a run uses the Ray that it finds."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    ray = pytest.importorskip("ray")
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
