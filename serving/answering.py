@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -45,10 +44,8 @@ async def find(service: Service, model: str, heads: Sequence[str] = ()) -> Targe
     try:
         return await _find(service, model, heads)
     except NotFoundError:
-        if time.monotonic() - service.catalogue.refreshed > 0.2:
-            await service.refresh()
-            return await _find(service, model, heads)
-        raise
+        await service.refresh()
+        return await _find(service, model, heads)
 
 
 async def _find(service: Service, model: str, heads: Sequence[str]) -> Target:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import re
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +54,6 @@ class Catalogue:
         self._snapshot = Snapshot()
         self._manifests: dict[str, Manifest] = {}
         self._given = self._open_given(default)
-        self.refreshed = 0.0
 
     def _open_given(self, default: str) -> Model | None:
         if "/" not in default and not (Path(default) / "manifest.json").is_file():
@@ -77,7 +74,6 @@ class Catalogue:
     def refresh(self) -> bool:
         """Look whether the registry has changed; True if it has. Blocks on the disk or object store."""
         generation = self.registry.generation()
-        self.refreshed = time.monotonic()
         if generation == self._generation:
             return False
         models = []
@@ -177,12 +173,3 @@ def _shown(name: str) -> str:
     """A name for a message: what does not look like one is not repeated."""
     return repr(name) if NAME.fullmatch(name) else "of that name"
 
-
-def poll(catalogue: Catalogue, every_s: float, stop: threading.Event, changed: Callable[[], None]) -> None:
-    """Refresh until `stop`; `changed` is called after each change. An unreachable registry is tried again."""
-    while not stop.wait(every_s):
-        try:
-            if catalogue.refresh():
-                changed()
-        except Exception:
-            continue

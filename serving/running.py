@@ -163,6 +163,8 @@ def run(
         from serving.board import open_board
         from serving.deployment import APP, build
 
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+
         def on_signal(*_: Any) -> None:
             stop.set()
 

@@ -125,7 +125,8 @@ def _binary(
     if media == ARROW:
         return ArrowRows(name, int(np.prod(tail)), dtype, ragged, meta)
     rows = sum(cost.residues) if ragged else len(cost.residues)
-    return NpzRows(name, (rows, *tail), dtype, ragged, cost.residues, meta)
+    plural = {"embedding": "embeddings"}.get(name, name)  # as `bioseq embed -o FILE.npz` names it
+    return NpzRows(plural, (rows, *tail), dtype, ragged, cost.residues, meta)
 
 
 def _check_layers(layers: list[int], target: Target) -> None:

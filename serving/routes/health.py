@@ -66,5 +66,5 @@ async def metrics(request: Request) -> Response:
     """Prometheus text: requests, latency, queue, batches, engine utilisation; joined over all processes."""
     service = service_of(request)
     texts = await service.board.collect() if service.board is not None else {}
-    texts["ingress"] = service.metrics.text()
+    texts[getattr(service.board, "process", "ingress")] = service.metrics.text()
     return Response(join(texts), media_type=CONTENT_TYPE)

@@ -1,8 +1,7 @@
-"""A tiny real backbone in a registry of its own, and the whole service in this process around it."""
+"""The whole service in this process, around a tiny real backbone in a registry of its own."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
@@ -13,34 +12,29 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import httpx
 import pytest
-import torch
+from serving_helpers import TASKS, make_backbone, make_head
 
-from bioseq.bundle import save_backbone
-from bioseq.model.config import CONFIGS
-from bioseq.model.encoder import PackedEncoder
+from bioseq.bundle import open_bundle
 from bioseq.registry import Registry
 from serving.settings import Settings
 
 
-def make_backbone(folder: Path, *, seed: int = 7, name: str = "tiny") -> Path:
-    torch.manual_seed(seed)
-    encoder = PackedEncoder(CONFIGS["tiny"])
-    encoder.init_weights(torch.Generator().manual_seed(seed))
-    save_backbone(folder, encoder, name=name, card="# tiny\nRandom weights.", evidence={"none": True}, seed=seed)
-    return folder
-
-
 @pytest.fixture(scope="session")
-def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_backbone(tmp_path_factory.mktemp("bundles") / "tiny")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Name to folder: the backbone `tiny`, and a head for every task."""
+    folder = tmp_path_factory.mktemp("bundles")
+    made = {"tiny": make_backbone(folder / "tiny")}
+    base = open_bundle(made["tiny"])
+    return made | {name: make_head(folder / name, base, name) for name in TASKS}
 
 
 @pytest.fixture
-def registry(tmp_path: Path, backbone: Path) -> Registry:
+def registry(tmp_path: Path, bundles: dict[str, Path]) -> Registry:
     empty = tmp_path / "nothing-shipped"
     empty.mkdir()
     made = Registry(tmp_path / "registry", shipped=empty)
-    made.register(backbone)
+    for folder in bundles.values():
+        made.register(folder)
     made.alias("default", "tiny@1")
     return made
 
@@ -62,20 +56,16 @@ def settings(tmp_path: Path) -> Callable[..., Settings]:
 
 @pytest.fixture
 def serve(registry: Registry, settings: Callable[..., Settings]) -> Callable[..., Any]:
-    """`async with serve(max_items=3) as http:` an httpx client; `http.app` is the outer layer."""
+    """`async with serve(max_items=3) as http:` an httpx client; `http.outer` is the application."""
 
     @contextlib.asynccontextmanager
     async def start(*, load: Any = None, **changes: Any) -> AsyncIterator[httpx.AsyncClient]:
         from serving.app import in_process
 
-        async with in_process(settings(**changes), registry=registry, load=load) as app:
-            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with in_process(settings(**changes), registry=registry, load=load) as outer:
+            transport = httpx.ASGITransport(outer, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://bioseq", timeout=120) as http:
-                http.app = app  # type: ignore[attr-defined]
+                http.outer = outer  # type: ignore[attr-defined]
                 yield http
 
     return start
-
-
-def run(coroutine: Any) -> Any:
-    return asyncio.run(coroutine)
