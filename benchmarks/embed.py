@@ -1,0 +1,245 @@
+"""Embedding throughput against transformers, side by side in one run.
+
+    python benchmarks/embed.py [--proteins 512] [--rounds 3] [--shape 8m]
+
+The same weights, the same real proteins, tokens per second. Each setting runs in a process of its own, so
+that no allocator or thread setting of one helps or hurts another; the processes take turns over slices of the
+proteins, round after round, so that drift of the machine falls on all alike. Every round's outputs are checked
+against the first transformers setting's. Nothing is cached between rounds.
+
+The claim (docs/benchmarks.md): float32 >= 1.1x the best float32 setting of transformers (one by one, padded 8
+and 32 in file order, padded 8 sorted; sdpa) and >= 3.5x padded 8 in file order; bfloat16 >= 1.8x the best.
+On a GPU: the share of the card's own measured bfloat16 matmul rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing as mp
+import os
+import resource
+import statistics
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from _common import host, matmul_rate, read_proteins, versions, write_result
+
+HF_SETTINGS = {
+    "transformers one by one": (1, False),
+    "transformers padded 8": (8, False),
+    "transformers padded 32": (32, False),
+    "transformers padded 8 sorted": (8, True),
+}
+
+
+def hf_config(shape: str) -> Any:
+    from transformers import EsmConfig
+
+    from bioseq.model.config import CONFIGS
+
+    c = CONFIGS[shape]
+    return EsmConfig(
+        vocab_size=33,
+        mask_token_id=32,
+        pad_token_id=1,
+        hidden_size=c.d_model,
+        num_hidden_layers=c.n_layers,
+        num_attention_heads=c.n_heads,
+        intermediate_size=c.d_ff,
+        position_embedding_type="rotary",
+        token_dropout=True,
+        layer_norm_eps=1e-5,
+        emb_layer_norm_before=False,
+        max_position_embeddings=1026,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+
+
+def make_weights(shape: str, folder: str) -> None:
+    """One random checkpoint in the Hugging Face layout that every process loads."""
+    import torch
+    from transformers import EsmForMaskedLM
+
+    torch.manual_seed(0)
+    model = EsmForMaskedLM(hf_config(shape))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+
+
+def serve_bioseq(pipe: Any, folder: str, dtype: str, threads: int, device: str) -> None:
+    import bioseq
+
+    model = bioseq.load(folder, dtype=dtype, threads=threads, device=device)
+    _answer(pipe, model.embed)
+
+
+def serve_hf(pipe: Any, folder: str, batch: int, sort: bool, threads: int, dtype: str, device: str) -> None:
+    import torch
+    from transformers import EsmModel
+
+    torch.set_num_threads(threads)
+    model = EsmModel.from_pretrained(folder, attn_implementation="sdpa", add_pooling_layer=False)
+    model = model.to(device, getattr(torch, dtype)).eval()
+    from bioseq.alphabet import protein
+
+    alphabet = protein()
+
+    @torch.inference_mode()
+    def embed(sequences: list[str]) -> np.ndarray:
+        order = (
+            sorted(range(len(sequences)), key=lambda i: len(sequences[i])) if sort else range(len(sequences))
+        )
+        order = list(order)
+        rows = np.empty((len(sequences), model.config.hidden_size), dtype=np.float32)
+        for at in range(0, len(order), batch):
+            chosen = order[at : at + batch]
+            ids = [np.r_[0, alphabet.encode(sequences[i]).ids.astype(np.int64), 2] for i in chosen]
+            width = max(map(len, ids))
+            tokens = torch.ones((len(ids), width), dtype=torch.int64)
+            for row, one in zip(tokens, ids):
+                row[: len(one)] = torch.from_numpy(one)
+            mask = (tokens != 1).to(device)
+            hidden = model(tokens.to(device), attention_mask=mask).last_hidden_state
+            for row, i, one in zip(hidden, chosen, ids):
+                rows[i] = row[1 : len(one) - 1].float().mean(0).cpu().numpy()
+        return rows
+
+    _answer(pipe, embed)
+
+
+def _answer(pipe: Any, embed: Any) -> None:
+    """Embed what comes through the pipe; tell wall and CPU seconds, and the process's peak memory."""
+    pipe.send("ready")
+    while (sequences := pipe.recv()) is not None:
+        wall, cpu = time.perf_counter(), time.process_time()
+        rows = embed(sequences)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        pipe.send((rows, wall, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10))
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--shape", default="8m")
+    p.add_argument("--proteins", type=int, default=512)
+    p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--slice", type=int, default=64, help="proteins a turn")
+    p.add_argument(
+        "--fasta", default=None, help="default: the Swiss-Prot proteins in tests/data and the sample"
+    )
+    p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--out", default=None)
+    args = p.parse_args()
+
+    import tempfile
+
+    sequences = read_proteins(args.proteins, args.fasta, limit=1022)
+    settings: dict[str, tuple[Any, tuple[Any, ...]]] = {}
+    hf_dtype = "float32" if args.device == "cpu" else "bfloat16"
+    for name, (batch, sort) in HF_SETTINGS.items():
+        settings[name] = (serve_hf, (batch, sort, args.threads, hf_dtype, args.device))
+    if args.device == "cpu":
+        settings["bioseq float32"] = (serve_bioseq, ("float32", args.threads, args.device))
+    settings["bioseq bfloat16"] = (serve_bioseq, ("bfloat16", args.threads, args.device))
+
+    context = mp.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        make_weights(args.shape, folder)
+        pipes, processes = {}, {}
+        for name, (target, extra) in settings.items():
+            ours, theirs = context.Pipe()
+            processes[name] = context.Process(target=target, args=(theirs, folder, *extra), daemon=True)
+            processes[name].start()
+            assert ours.recv() == "ready"
+            pipes[name] = ours
+        tokens = sum(len(s) + 2 for s in sequences)
+        slices = [sequences[i : i + args.slice] for i in range(0, len(sequences), args.slice)]
+        for pipe in pipes.values():  # warm up
+            pipe.send(slices[0][:16])
+            pipe.recv()
+        walls: dict[str, list[float]] = {name: [] for name in settings}
+        cpus: dict[str, list[float]] = {name: [] for name in settings}
+        memory = dict.fromkeys(settings, 0.0)
+        errors = dict.fromkeys(settings, 0.0)
+        rates = {"float32": [], "bfloat16": []}
+        for _ in range(args.rounds):
+            for dtype in rates:
+                rates[dtype].append(matmul_rate(dtype, args.threads, args.device))
+            wall, cpu = dict.fromkeys(settings, 0.0), dict.fromkeys(settings, 0.0)
+            for part in slices:
+                reference = None
+                for name, pipe in pipes.items():
+                    pipe.send(part)
+                    rows, seconds, cpu_seconds, peak = pipe.recv()
+                    wall[name] += seconds
+                    cpu[name] += cpu_seconds
+                    memory[name] = max(memory[name], peak)
+                    reference = rows if reference is None else reference
+                    off = np.linalg.norm(rows - reference, axis=1) / np.linalg.norm(reference, axis=1)
+                    errors[name] = max(errors[name], float(off.max()))
+            for name in settings:
+                walls[name].append(tokens / wall[name])
+                cpus[name].append(tokens / cpu[name])
+        for name, pipe in pipes.items():
+            pipe.send(None)
+            processes[name].join(30)
+
+    for name, error in errors.items():
+        limit = 1e-5 if "bioseq float32" in name or (name in HF_SETTINGS and hf_dtype == "float32") else 3e-2
+        if not error <= limit:
+            print(f"{name}: outputs differ by {error:.2e}, over {limit}", file=sys.stderr)
+            return 1
+    from bioseq.model.config import CONFIGS
+
+    flops = sum((len(s) + 2) * CONFIGS[args.shape].flops_per_token(len(s) + 2) for s in sequences) / tokens
+    speed = {n: statistics.median(v) for n, v in walls.items()}
+    best = max(HF_SETTINGS, key=lambda n: speed[n])
+
+    def ratio(a: str, b: str) -> float:
+        return statistics.median(x / y for x, y in zip(walls[a], walls[b]))
+
+    ratios = {}
+    for name in settings:
+        if name.startswith("bioseq"):
+            ratios[f"{name} / best transformers ({best})"] = ratio(name, best)
+            ratios[f"{name} / transformers padded 8"] = ratio(name, "transformers padded 8")
+    result = {
+        "claim": __doc__.split("The claim")[1].strip(),
+        "host": host(args.device),
+        "versions": versions(),
+        "command": "python benchmarks/embed.py " + " ".join(sys.argv[1:]),
+        "shape": args.shape,
+        "threads": args.threads,
+        "proteins": len(sequences),
+        "tokens": tokens,
+        "mean_length": tokens / len(sequences),
+        "flops_per_token": flops,
+        "matmul_flops_per_second": {d: statistics.median(r) for d, r in rates.items()},
+        "tokens_per_second": {n: [round(v) for v in r] for n, r in walls.items()},
+        "tokens_per_cpu_second": {n: [round(v) for v in r] for n, r in cpus.items()},
+        "share_of_matmul_rate": {
+            n: speed[n] * flops / statistics.median(rates["bfloat16" if "bfloat16" in n else hf_dtype])
+            for n in settings
+        },
+        "peak_memory_mib": memory,
+        "worst_relative_error_to_transformers_one_by_one": errors,
+        "ratios": ratios,
+    }
+    path = write_result("embed", result, args.out)
+    print(
+        json.dumps(
+            {"ratios": ratios, "tokens_per_second": speed, "share": result["share_of_matmul_rate"]}, indent=1
+        )
+    )
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
