@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Checkpoint:
 
     path: Path
     state: dict[str, Any]
+    _held: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
 
     @property
     def step(self) -> int:
@@ -41,10 +42,14 @@ class Checkpoint:
         return int(self.state["step"])
 
     def model(self) -> dict[str, torch.Tensor]:
-        return load_file(self.path / "model.safetensors")
+        return self._held.get("model") or load_file(self.path / "model.safetensors")
 
     def optimizer(self) -> dict[str, torch.Tensor]:
-        return load_file(self.path / "optimizer.safetensors")
+        return self._held.get("optimizer") or load_file(self.path / "optimizer.safetensors")
+
+    def load(self) -> None:
+        """Hold the tensors in memory, for a folder that will go away."""
+        self._held = {"model": self.model(), "optimizer": self.optimizer()}
 
 
 def write(

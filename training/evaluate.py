@@ -89,11 +89,11 @@ def perplexity(
     lengths = np.array([len(masked) + 2 for masked, _ in items])
     groups = plan(lengths, max(budget, int(lengths.max())))[team.rank :: team.world]
     total, count = _sums(encoder, items, groups, alphabet, precision, team.device)
-    total, count = team.sum(total, float(count))
+    total, seen = team.sum(total, float(count))
     return {
-        "perplexity": math.exp(total / count),
-        "loss": total / count,
-        "residues": int(count),
+        "perplexity": math.exp(total / seen),
+        "loss": total / seen,
+        "residues": int(seen),
         "proteins": len(takes),
         "passes": rounds,
     }
@@ -125,7 +125,7 @@ def _sums(
                     torch.from_numpy(batch.cu_seqlens).to(device),
                     batch.max_seqlen,
                 )
-                logits = encoder.logits(hidden[torch.from_numpy(places).to(device)])  # type: ignore[index]
+                logits = encoder.logits(hidden[torch.from_numpy(places).to(device)])
             total += F.cross_entropy(logits.float(), targets, reduction="sum").item()
             count += len(targets)
     finally:

@@ -26,6 +26,11 @@ def open_backbone(name: str) -> PackedEncoder:
     """A backbone by registry name, bundle folder or Hugging Face ESM-2 directory, float32."""
     from bioseq.registry import Registry
 
+    path = Path(name)
+    if (path / "config.json").is_file() and not (path / "manifest.json").is_file():
+        from bioseq.model.esm2 import load_checkpoint
+
+        return load_checkpoint(path).encoder
     return load_backbone(Registry().resolve(name, kind="backbone"))
 
 

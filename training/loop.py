@@ -125,11 +125,13 @@ def train(
             frequencies=corpus.frequencies(),
         )
     trainee = Trainee(encoder, spec, team)
-    first, tokens, best = 0, 0, {"loss": math.inf}
+    first, tokens = 0, 0
+    best: dict[str, Any] = {"loss": math.inf}
     if start is not None:
         check_resume(spec, corpus.hash, start.state)
         trainee.load(start.model(), start.optimizer())
-        first, tokens, best = start.step, int(start.state["tokens"]), dict(start.state["best"])
+        first, tokens = start.step, int(start.state["tokens"])
+        best = dict(start.state["best"])
         if best.get("loss") is None:
             best["loss"] = math.inf
     batches = Batches(spec, corpus)
@@ -206,7 +208,8 @@ def train(
         due = spec.checkpoint_minutes and time.monotonic() - saved_at > 60 * spec.checkpoint_minutes
         if spec.checkpoint_minutes and team.world > 1:
             due = team.sum(float(bool(due)) if team.leads else 0.0)[0] > 0  # the leader's clock counts
-        if due or done % spec.checkpoint_every == 0 or done == spec.steps:
+        # The last step's checkpoint follows the last evaluation, so that it knows the best step.
+        if done < spec.steps and (due or done % spec.checkpoint_every == 0):
             sink.checkpoint(state(done), trainee)
             saved_at, last_saved = time.monotonic(), done
     if end == spec.steps and first <= end:
@@ -217,6 +220,7 @@ def train(
             sink.best(state(end), trainee)
         if evals:
             sink.metrics({"kind": "eval", "step": end, "tokens": tokens, "sets": evals})
+        sink.checkpoint(state(end), trainee)
     elif last_saved < end:
         sink.checkpoint(state(end), trainee)
     return Outcome(end, tokens, evals, best)

@@ -156,7 +156,7 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:
-    if hasattr(parameter, "device_mesh"):
+    if hasattr(parameter, "device_mesh") and hasattr(parameter, "placements"):
         from torch.distributed.tensor import distribute_tensor
 
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)

@@ -40,7 +40,7 @@ def engine(spec: PretrainSpec) -> str:
     """`ray` or `local`; "auto" is Ray where it is installed. Raises `MissingExtraError`."""
     installed = importlib.util.find_spec("ray") is not None
     if spec.engine == "ray" and not installed:
-        raise MissingExtraError("engine ray: Ray is not installed.", hint='pip install "bioseq[train]"')
+        raise MissingExtraError("ray", "train")
     if spec.engine != "ray" and (spec.address or spec.storage):
         raise SpecError("goes with the Ray engine only.", field="address" if spec.address else "storage")
     return "ray" if spec.engine == "ray" or (spec.engine == "auto" and installed) else "local"

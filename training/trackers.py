@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bioseq.errors import MissingExtraError
+from bioseq.errors import SpecError
 from bioseq.specs.pretrain import PretrainSpec
 
 
@@ -38,8 +38,10 @@ class Trackers:
                     )
             except ImportError as error:
                 if name != "tensorboard":
-                    raise MissingExtraError(
-                        f"trackers: {name} is not installed.", hint=f"pip install {name}"
+                    raise SpecError(
+                        f"{name} is not installed.",
+                        field="trackers",
+                        hint=f"Install it with: pip install {name}",
                     ) from error
 
     def log(self, row: dict[str, Any]) -> None:

@@ -1,0 +1,56 @@
+"""Staging of a corpus's sources in parallel on Ray Data: one task a source. The bytes are the same as without."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+import ray.data
+
+from bioseq.errors import BioseqError
+
+if TYPE_CHECKING:
+    from training.prepare import Prepare
+
+
+def stage_all(plan: Prepare, staging: Path) -> None:
+    """Stage every source of `plan` under `staging`, which all workers must reach. Raises the first source's
+    error, in source order."""
+    from training.prepare import stage
+
+    def one(row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            stage(plan, int(row["source"]), staging)
+        except BioseqError as error:  # told as data: a failed task would be tried again and wrapped
+            return {
+                "source": row["source"],
+                "error": error.message,
+                "hint": error.hint or "",
+                "code": error.code,
+            }
+        return {"source": row["source"], "error": "", "hint": "", "code": ""}
+
+    started = not ray.is_initialized()
+    if started:
+        address = os.environ.get("RAY_ADDRESS")
+        if address:
+            ray.init(address=address)
+        else:
+            ray.init(address="local", num_cpus=max(2, os.cpu_count() or 1))
+    try:
+        sources = ray.data.from_items(
+            [{"source": i} for i in range(len(plan.sources))], override_num_blocks=len(plan.sources)
+        )
+        done = sources.map(one).take_all()
+    finally:
+        if started:
+            ray.shutdown()
+    if sorted(r["source"] for r in done) != list(range(len(plan.sources))):
+        raise BioseqError(
+            "Ray Data lost or doubled a source while staging.", hint="Run the same command again."
+        )
+    for row in sorted(done, key=lambda r: r["source"]):
+        if row["error"]:
+            raise BioseqError(row["error"], code=row["code"], hint=row["hint"] or None)
