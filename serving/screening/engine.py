@@ -209,6 +209,7 @@ class PredictorEngine:
         works: dict[int, Any] = {}
         for i, (sequence, wanted) in enumerate(zip(sequences, embed)):
             try:
+                self._judge(sequence)
                 works[i] = self.predictor.prepare(
                     sequence,
                     embed=EmbedAsk() if wanted else None,
@@ -225,6 +226,18 @@ class PredictorEngine:
         if works:
             results |= isolate(compute, list(works))
         return [results[i] for i in range(len(sequences))]
+
+    def _judge(self, sequence: str) -> None:
+        """Raise `SequenceError` now for a sequence that a head of one wild type's variants cannot judge: from
+        inside a batch it would cost the batch several forward passes to find it."""
+        from bioseq import features
+        from bioseq.heads import clean
+
+        for head in self.predictor.heads.values():
+            if head.context.wild_type:
+                for block in head.blocks:
+                    if block != "embedding":
+                        features.compute(block, [clean(sequence)], head.context)
 
     def _result(self, answer: Any) -> Result:
         cells: dict[str, Any] = {}

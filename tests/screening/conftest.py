@@ -5,9 +5,9 @@ import os
 import pytest
 
 
-@pytest.fixture(scope="session")
-def ray_session(tmp_path_factory):
-    """One Ray for all in-process runs: a run uses the Ray that it finds."""
+@pytest.fixture(scope="module")
+def ray_session():
+    """One Ray for a file's in-process runs: a run uses the Ray that it finds."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     ray = pytest.importorskip("ray")
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")

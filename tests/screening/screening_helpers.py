@@ -34,7 +34,7 @@ if __name__ == "__main__":
 """
 
 
-def make_spec(output: Path, **changes) -> ScreenSpec:
+def make_spec(run: Path, **changes) -> ScreenSpec:
     """A screen of the shipped library with settings that use every step."""
     settings = {
         "inputs": (str(LIBRARY),),
@@ -44,7 +44,7 @@ def make_spec(output: Path, **changes) -> ScreenSpec:
         "diverse": 3,
         "top": 100,
     }
-    return ScreenSpec.from_dict({**settings, "output": str(output), **changes})
+    return ScreenSpec.from_dict({**settings, "output": str(run), **changes})
 
 
 def driver(spec: ScreenSpec, engine: str) -> subprocess.Popen[bytes]:

@@ -1,0 +1,166 @@
+"""Screening ends in the `Predictor`: the same numbers as a plain loop over it, one sequence at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from screening_helpers import LIBRARY, hits, reference, table
+
+from bioseq.errors import ArtefactError, BundleError, NotFoundError
+from bioseq.specs.screen import ScreenSpec
+from serving.screening.engine import predictor_factory
+from serving.screening.run import screen
+
+WIDTH = 32
+
+
+@pytest.fixture(scope="module")
+def artefacts(tmp_path_factory):
+    """A tiny random backbone and one head of each kind, as bundles."""
+    from bioseq.bundle import open_bundle, save_backbone, write_bundle
+    from bioseq.model.config import ModelConfig
+    from bioseq.model.encoder import PackedEncoder
+
+    folder = tmp_path_factory.mktemp("models")
+    generator = torch.Generator().manual_seed(0)
+    encoder = PackedEncoder(ModelConfig("t", n_layers=2, d_model=WIDTH, n_heads=4, d_ff=64))
+    encoder.init_weights(generator, std=0.2)
+    save_backbone(folder / "tiny", encoder, name="tiny", card="# tiny", evidence={}, licence="CC0-1.0")
+    base = open_bundle(folder / "tiny").manifest.content_hash
+
+    def head(name, task, classes, targets, calibration, **tensors):
+        outputs = len(classes) or len(targets)
+        tensors = {
+            "features.mean": torch.zeros(WIDTH),
+            "features.scale": torch.ones(WIDTH),
+            "ood.mean": torch.zeros(WIDTH),
+            "ood.project": torch.eye(WIDTH)[:, :4].contiguous(),
+            "ood.grid": torch.linspace(0, 3, 101),
+            "layers.0.weight": torch.randn(1, WIDTH, outputs, generator=generator),
+            "layers.0.bias": torch.zeros(1, 1, outputs),
+            "target.offset": torch.ones(outputs),
+            "target.scale": torch.full((outputs,), 2.0),
+            **tensors,
+        }
+        fields = {
+            "kind": "head",
+            "name": name,
+            "alphabet": "protein",
+            "base_hash": base,
+            "task": task,
+            "labels": classes or targets,
+            "per_residue": task == "per_residue",
+            "extra": {"head": {"blocks": ["embedding"], "classes": classes, "targets": targets}},
+        }
+        write_bundle(
+            folder / name,
+            manifest_fields=fields,
+            tensors=tensors,
+            calibration=calibration,
+            card=f"# {name}",
+            evidence={},
+        )
+
+    head("melting", "regression", [], ["tm"], {"radius": [1.5]})
+    head("pair", "regression", [], ["tm", "kd"], {"radius": [1.5, 0.5]})
+    head(
+        "place",
+        "multilabel",
+        ["nucleus", "cell wall"],
+        [],
+        {"platt": [[1, 0], [2, 0.1]], "thresholds": [0.5, 0.4]},
+    )
+    head("fold", "multiclass", ["a", "b", "c"], [], {"temperature": 1.3})
+    head("yes", "binary", ["no", "yes"], [], {"platt": [[1, 0]], "thresholds": [0.5]},
+         **{"layers.0.weight": torch.randn(1, WIDTH, 1, generator=generator), "layers.0.bias": torch.zeros(1, 1, 1)})  # fmt: skip
+    wide = WIDTH + 21
+    head("ss", "per_residue", ["H", "E", "C"], [], {"temperature": 1.0},
+         **{"features.mean": torch.zeros(wide), "features.scale": torch.ones(wide),
+            "conv.0.weight": torch.randn(3, wide, 5, generator=generator), "conv.0.bias": torch.zeros(3)})  # fmt: skip
+    return folder
+
+
+NAMES = ("melting", "pair", "place", "fold", "yes", "ss")
+
+
+def make(artefacts, run, names=NAMES, **changes):
+    heads = tuple(str(artefacts / n) for n in names)
+    given = {
+        "inputs": (str(LIBRARY),),
+        "model": str(artefacts / "tiny"),
+        "heads": heads,
+        "workers": 2,
+        "device": "cpu",
+    }
+    return ScreenSpec(**{**given, "output": str(run), **changes})
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_screen_equals_the_loop_and_itself_on_other_workers(artefacts, tmp_path):
+    import bioseq
+
+    done = screen(make(artefacts, tmp_path / "two", where="nucleus > 0.2", top=40), progress=False)
+    predictor = bioseq.load(artefacts / "tiny", threads=1, device="cpu")
+    for name in NAMES:
+        from bioseq.bundle import open_bundle
+        from bioseq.heads import Head
+
+        predictor.load_head(name, Head.load(open_bundle(artefacts / name)))
+    columns = predictor_factory(make(artefacts, tmp_path / "x"), device="cpu").heads
+
+    def one(sequence):
+        answer = predictor.predict([sequence], NAMES, long_sequences="window")[0]
+        return {k: v for head in columns for k, v in head.cells(answer[head.name]).items()}
+
+    found = table(done.path)
+    wanted = reference(LIBRARY, one)
+    assert len(found) == len(wanted)
+    for got, want in zip(found, wanted):
+        want.pop("code", None)
+        for key, value in want.items():
+            if isinstance(value, float) or (
+                isinstance(value, list) and value and isinstance(value[0], float)
+            ):
+                assert np.allclose(got[key], value, rtol=1e-4, atol=1e-5), (got["id"], key)
+            else:
+                assert got[key] == value, (got["id"], key)
+    notes = {r["id"]: r["notes"] for r in found if r["notes"]}
+    assert "2159 residues in 3 windows" in notes["A7E6F5"] and "J read as X" in notes["letter-j"]
+    lines = hits(done.path)
+    assert "ss.value" not in lines[0] and "ss.ood" in lines[0] and "pair.kd.low" in lines[0]
+
+    again = screen(
+        make(artefacts, tmp_path / "one", where="nucleus > 0.2", top=40, workers=1), progress=False
+    )
+    for name in ("hits.csv", "hits.fasta", "summary.json", "predictions/part-000000.parquet"):
+        assert (again.path / name).read_bytes() == (done.path / name).read_bytes()
+    assert "# melting" in (done.path / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_error_policy_quarantines_long_records(artefacts, tmp_path):
+    spec = make(artefacts, tmp_path / "run", names=("melting",), long_sequences="error")
+    done = screen(spec, progress=False)
+    (row,) = [r for r in table(done.path) if (r["error"] or "").startswith("sequence.too_long")]
+    assert row["id"] == "A7E6F5" and "the limit is 1022" in row["error"]
+
+
+def test_unknown_and_foreign_heads_are_told(artefacts, tmp_path):
+    with pytest.raises(NotFoundError, match="no head 'nothing'"):
+        predictor_factory(make(artefacts, tmp_path, heads=("nothing",)), device="cpu")
+    with pytest.raises(BundleError, match="is a head, not a backbone"):
+        predictor_factory(make(artefacts, tmp_path, model=str(artefacts / "fold")), device="cpu")
+    with pytest.raises(BundleError, match="is a backbone, not a head"):
+        predictor_factory(make(artefacts, tmp_path, names=("tiny",)), device="cpu")
+
+
+def test_a_model_exchanged_in_mid_run_is_refused(artefacts, tmp_path):
+    import dataclasses
+
+    factory = predictor_factory(make(artefacts, tmp_path, names=("melting",)), device="cpu")
+    with pytest.raises(ArtefactError, match="tiny changed while the run was going"):
+        dataclasses.replace(factory, model_hash="sha256:other").build()
+    other = dataclasses.replace(factory.sources[0], hash="sha256:other")
+    with pytest.raises(ArtefactError, match="head melting changed"):
+        dataclasses.replace(factory, sources=(other,)).build()
