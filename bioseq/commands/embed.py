@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import itertools
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +86,11 @@ def main(argv: list[str]) -> int:
     if args.output == "-":
         if kind != "csv":
             raise OutputError(f"{kind} is not written to standard output.", hint="Give a file with -o.")
-        _write(args, kind, None)
+        with tempfile.TemporaryDirectory() as folder:  # whole or not at all, on standard output too
+            path = Path(folder) / "rows.csv"
+            _write(args, kind, path)
+            with open(path, encoding="utf-8") as handle:
+                shutil.copyfileobj(handle, sys.stdout)
         return 0
     check_free(Path(args.output), force=args.force)
     with atomic_file(args.output, force=args.force) as temporary:
@@ -95,11 +102,11 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _write(args: argparse.Namespace, kind: str, path: Path | None) -> tuple[int, int]:
+def _write(args: argparse.Namespace, kind: str, path: Path) -> tuple[int, int]:
     from bioseq.fasta import read_many
 
     engine = _engine(args)
-    records: Iterable[Record] = read_many(args.fasta)
+    records: Iterable[Record] = read_many(args.fasta, allow_empty=args.on_error == "skip")
     counts = [0, 0]
     rows = _rows(engine, records, args, counts)
     writer = {"parquet": _write_parquet, "npz": _write_npz, "csv": _write_csv}[kind]
@@ -113,7 +120,7 @@ def _engine(args: argparse.Namespace) -> Any:
     if args.server:
         import bioseq
 
-        return bioseq.connect(args.server, api_key=api_key(args))
+        return bioseq.connect(args.server, api_key=api_key(args), model=args.model)
     from bioseq.loading import load
 
     return load(args.model, dtype=args.dtype, device=args.device, threads=args.threads)
@@ -164,34 +171,33 @@ def _rows(
 def _remote(
     engine: Any, chunk: list[Record], args: argparse.Namespace, counts: list[int]
 ) -> tuple[list[Record], list[tuple[str, ...]], list[np.ndarray]]:
+    if args.gaps:
+        raise InputError("--gaps works on this machine only.", hint="Leave out --server, or remove the gaps.")
     arrays = engine.embed(
         chunk,
         pooling=args.pooling,
         layers=args.layers,
         per_residue=args.per_residue,
         long_sequences=args.long_sequences,
+        on_error="raise" if args.on_error == "fail" else "report",
     )
-    return chunk, [()] * len(chunk), list(arrays)
+    for error in engine.errors:
+        counts[1] += 1
+        print(f"left out: {error}", file=sys.stderr)
+    kept = [(r, a) for r, a in zip(chunk, arrays, strict=True) if a is not None]
+    return [r for r, _ in kept], [()] * len(kept), [a for _, a in kept]
 
 
 def _count(paths: list[str]) -> int:
     """Records to come, for the progress; 0 where that would mean reading a stream twice."""
-    total = 0
-    for path in paths:
-        if path == "-" or not Path(path).is_file():
-            return 0
-        with open(path, "rb") as handle:
-            if handle.read(2) == b"\x1f\x8b":
-                return 0
-            handle.seek(0)
-            last = b"\n"
-            while block := handle.read(1 << 22):
-                total += block.count(b"\n>") + (last == b"\n" and block.startswith(b">"))
-                last = block[-1:]
-    return total
+    from bioseq.fasta import count_records
+
+    if not all(Path(path).is_file() for path in paths):
+        return 0
+    return sum(count_records(path) for path in paths)
 
 
-def _write_parquet(rows: Iterator[Any], path: Path | None, args: argparse.Namespace) -> None:
+def _write_parquet(rows: Iterator[Any], path: Path, args: argparse.Namespace) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -225,7 +231,7 @@ def _write_parquet(rows: Iterator[Any], path: Path | None, args: argparse.Namesp
             writer.close()
 
 
-def _write_npz(rows: Iterator[Any], path: Path | None, args: argparse.Namespace) -> None:
+def _write_npz(rows: Iterator[Any], path: Path, args: argparse.Namespace) -> None:
     """npz is written whole at the end; for large libraries Parquet streams."""
     ids: list[str] = []
     blocks: list[np.ndarray] = []
@@ -234,7 +240,6 @@ def _write_npz(rows: Iterator[Any], path: Path | None, args: argparse.Namespace)
         blocks += arrays
     if not blocks:
         return
-    assert path is not None
     with open(path, "wb") as handle:
         if args.per_residue:
             lengths = np.array([b.shape[-2] for b in blocks], dtype=np.int64)
@@ -243,11 +248,8 @@ def _write_npz(rows: Iterator[Any], path: Path | None, args: argparse.Namespace)
             np.savez(handle, ids=np.array(ids), embeddings=np.stack(blocks))
 
 
-def _write_csv(rows: Iterator[Any], path: Path | None, args: argparse.Namespace) -> None:
-    import csv
-
-    handle = sys.stdout if path is None else open(path, "w", newline="", encoding="utf-8")  # noqa: SIM115
-    try:
+def _write_csv(rows: Iterator[Any], path: Path, args: argparse.Namespace) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as handle:
         out = csv.writer(handle, lineterminator="\n")
         first = True
         for records, _, arrays in rows:
@@ -256,6 +258,3 @@ def _write_csv(rows: Iterator[Any], path: Path | None, args: argparse.Namespace)
                 first = False
             for record, array in zip(records, arrays):
                 out.writerow([record.id, len(record.sequence), *(f"{v:.7g}" for v in array.tolist())])
-    finally:
-        if path is not None:
-            handle.close()
