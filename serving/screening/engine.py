@@ -249,13 +249,15 @@ class PredictorEngine:
         return Result(cells, note="; ".join(answer.notes) or None, embedding=answer.embedding)
 
 
+# As in `bioseq.predictor`, whose import would bring torch into the driver; a test holds the two equal
+BUDGETS = {"cpu": 1024, "cuda": 65536}
+
 _PUT_BACK = "Put the old one back and give the same command again, or start a new run folder."
 
 
 def predictor_factory(spec: ScreenSpec, *, device: str) -> PredictorFactory:
     """Resolve names to bundles, reading manifests only. Raises `NotFoundError`, `BundleError`, `SpecError`."""
     from bioseq.errors import BundleError
-    from bioseq.predictor import BUDGETS
     from bioseq.registry import Registry
 
     registry = Registry()
@@ -312,6 +314,6 @@ def predictor_factory(spec: ScreenSpec, *, device: str) -> PredictorFactory:
         dtype=spec.dtype,
         device=device,
         threads=spec.threads,
-        budget=max(spec.batch_tokens or BUDGETS.get(device, 2048), residues + 2),
+        budget=max(spec.batch_tokens or BUDGETS.get(device, 1024), residues + 2),
         long_sequences=spec.long_sequences,
     )

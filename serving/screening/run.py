@@ -149,6 +149,8 @@ class _Run:
         self.spec, self.factory, self.selection, self.folder = spec, factory, selection, folder
         self.manifest, self.attempt, self.resources, self.progress = manifest, attempt, resources, progress
         self.times: dict[str, float] = {}
+        self.steady_since = self.steady_until = 0.0
+        self.steady_tokens = 0
         self.workers = self._workers()
 
     def __call__(self) -> Outcome:
@@ -169,6 +171,9 @@ class _Run:
             "seconds": {k: round(v, 3) for k, v in self.times.items()},
             "engine_seconds": round(sum(r.busy for r in parts), 3),
             "worker_seconds": round(sum(r.seconds for r in parts), 3),
+            "steady_tokens_per_second": round(
+                self.steady_tokens / max(self.steady_until - self.steady_since, 1e-9), 1
+            ),
             "shards": len(plan.shards),
             "host": socket.gethostname(),
             "python": platform.python_version(),
@@ -265,9 +270,17 @@ class _Run:
             if done:
                 print(f"resuming: {records} of {total} sequences are done", file=sys.stderr, flush=True)
                 bar.done = sum(s["tokens"] for s in done)
+            warm: set[str] = set()
             for receipt in self._receipts(waiting, plan):
                 self.folder.commit([receipt])
                 records += receipt.sequences
+                worker = receipt.file.split("-")[-1]
+                if worker not in warm:  # its first shard: loading the model is not the steady state
+                    warm.add(worker)
+                    self.steady_since, self.steady_tokens = time.monotonic(), 0
+                else:
+                    self.steady_tokens += receipt.tokens
+                self.steady_until = time.monotonic()
                 bar.label = f"screening, {records}/{total} sequences"
                 bar.add(receipt.tokens)
         missing = [s["shard"] for s in plan.shards if s["shard"] not in self.folder.committed]

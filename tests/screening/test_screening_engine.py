@@ -96,11 +96,25 @@ def make(artefacts, run, names=NAMES, **changes):
     return ScreenSpec(**{**given, "output": str(run), **changes})
 
 
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """The odd records of the shipped library and some ordinary ones: a loop over all 318 takes long."""
+    odd = ("-copy", "lower case", "stop", "unknown", "longer", "digit", "no-residues", "letter-j", "same id")
+    records = LIBRARY.read_text().split(">")[1:]
+    kept = [r for i, r in enumerate(records) if i % 6 == 0 or any(word in r.splitlines()[0] for word in odd)]
+    path = tmp_path_factory.mktemp("library") / "library.fasta"
+    path.write_text("".join(">" + r for r in kept))
+    return path
+
+
 @pytest.mark.usefixtures("ray_session")
-def test_a_screen_equals_the_loop_and_itself_on_other_workers(artefacts, tmp_path):
+def test_a_screen_equals_the_loop_and_itself_on_other_workers(artefacts, library, tmp_path):
     import bioseq
 
-    done = screen(make(artefacts, tmp_path / "two", where="nucleus > 0.2", top=40), progress=False)
+    done = screen(
+        make(artefacts, tmp_path / "two", inputs=(str(library),), where="nucleus > 0.2", top=40),
+        progress=False,
+    )
     predictor = bioseq.load(artefacts / "tiny", threads=1, device="cpu")
     for name in NAMES:
         from bioseq.bundle import open_bundle
@@ -114,7 +128,7 @@ def test_a_screen_equals_the_loop_and_itself_on_other_workers(artefacts, tmp_pat
         return {k: v for head in columns for k, v in head.cells(answer[head.name]).items()}
 
     found = table(done.path)
-    wanted = reference(LIBRARY, one)
+    wanted = reference(library, one)
     assert len(found) == len(wanted)
     for got, want in zip(found, wanted):
         want.pop("code", None)
@@ -131,7 +145,8 @@ def test_a_screen_equals_the_loop_and_itself_on_other_workers(artefacts, tmp_pat
     assert "ss.value" not in lines[0] and "ss.ood" in lines[0] and "pair.kd.low" in lines[0]
 
     again = screen(
-        make(artefacts, tmp_path / "one", where="nucleus > 0.2", top=40, workers=1), progress=False
+        make(artefacts, tmp_path / "one", inputs=(str(library),), where="nucleus > 0.2", top=40, workers=1),
+        progress=False,
     )
     for name in ("hits.csv", "hits.fasta", "summary.json", "predictions/part-000000.parquet"):
         assert (again.path / name).read_bytes() == (done.path / name).read_bytes()
@@ -139,11 +154,37 @@ def test_a_screen_equals_the_loop_and_itself_on_other_workers(artefacts, tmp_pat
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_the_error_policy_quarantines_long_records(artefacts, tmp_path):
-    spec = make(artefacts, tmp_path / "run", names=("melting",), long_sequences="error")
+def test_the_error_policy_quarantines_long_records(artefacts, library, tmp_path):
+    spec = make(
+        artefacts, tmp_path / "run", names=("melting",), inputs=(str(library),), long_sequences="error"
+    )
     done = screen(spec, progress=False)
     (row,) = [r for r in table(done.path) if (r["error"] or "").startswith("sequence.too_long")]
     assert row["id"] == "A7E6F5" and "the limit is 1022" in row["error"]
+
+
+def test_describing_an_engine_does_not_bring_torch_into_the_driver(artefacts, tmp_path):
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from bioseq.specs.screen import ScreenSpec; import serving.screening.run as r\n"
+        "from serving.screening.engine import predictor_factory\n"
+        "predictor_factory(ScreenSpec.load(sys.argv[1]), device='cpu')\n"
+        "assert 'torch' not in sys.modules"
+    )
+    (tmp_path / "s.json").write_text(make(artefacts, tmp_path).to_json())
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "s.json")], capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_token_budgets_are_the_predictors():
+    from bioseq.predictor import BUDGETS
+    from serving.screening import engine
+
+    assert engine.BUDGETS == BUDGETS
 
 
 def test_unknown_and_foreign_heads_are_told(artefacts, tmp_path):

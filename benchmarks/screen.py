@@ -1,0 +1,285 @@
+"""Screening: the data path alone at 1e3, 1e5 and 1e6 records, a given library, workers, and the predictor's share.
+
+    python benchmarks/screen.py path      data path with a stand-in engine, driver memory; three library sizes
+    python benchmarks/screen.py library --fasta FILE.gz     every record of a file, against a count of its '>'
+    python benchmarks/screen.py engine    tokens/s of a screen's engines against `Predictor.run`; two workers against one
+
+The claims (docs/benchmarks.md): in the steady state a screen keeps >= 90 % of the predictor's tokens/s; the driver's
+memory is flat from 1e3 to 1e6 records; no record is lost. Each run is a process of its own. `engine` measures the
+predictor before and after the screens, on the same proteins with the same weights (8M shape, random), one thread an
+engine, and checks the screen's numbers against the predictor's. The steady state of a screen leaves out each
+worker's first shard, in which it loads the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _common import host, read_proteins, versions, write_result
+
+LETTERS = np.frombuffer(b"ACDEFGHIKLMNPQRSTVWY", dtype=np.uint8)
+
+
+def random_library(path: Path, records: int, seed: int = 7) -> None:
+    """Random proteins of Swiss-Prot's lengths (log-normal, median 295); every 50th is a copy of an earlier one."""
+    generator = np.random.default_rng(seed)
+    last = b"M"
+    with open(path, "wb") as handle:
+        for start in range(0, records, 10_000):
+            count = min(10_000, records - start)
+            lengths = np.clip(generator.lognormal(5.69, 0.65, count), 20, 1000).astype(int)
+            text = LETTERS[generator.integers(0, 20, lengths.sum())].tobytes()
+            at = 0
+            for i, length in enumerate(lengths.tolist()):
+                sequence = last if i % 50 == 49 else text[at : at + length]
+                at, last = at + length, sequence
+                handle.write(b">r%d\n%s\n" % (start + i, sequence))
+
+
+CHILD = """
+import json, sys
+sys.path.insert(0, {here!r})
+import screen
+screen.child(json.loads(sys.argv[1]))
+"""
+
+
+def child(ask: dict[str, Any]) -> None:
+    """One screen in this process; prints what was measured as one line of JSON."""
+    from bioseq.specs.screen import ScreenSpec
+    from serving.screening.run import screen
+    from serving.screening.standin import StandIn
+
+    started = time.perf_counter()
+    engine = StandIn() if ask["standin"] else None
+    outcome = screen(ScreenSpec.from_dict(ask["spec"]), engine=engine, progress=False)
+    wall = time.perf_counter() - started
+    facts = json.loads((outcome.path / "run.json").read_text())
+    found = {
+        "records": outcome.summary["records"],
+        "distinct": outcome.summary["distinct"],
+        "quarantined": outcome.summary["quarantined"],
+        "tokens": outcome.summary["tokens"],
+        "wall_s": round(wall, 2),
+        "records_per_s": round(outcome.summary["records"] / wall, 1),
+        "driver_peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "steps_s": facts["seconds"],
+        "engine_s": facts["engine_seconds"],
+        "worker_s": facts["worker_seconds"],
+        "steady_tokens_per_s": facts["steady_tokens_per_second"],
+        "shards": facts["shards"],
+    }
+    print("RESULT " + json.dumps(found))
+
+
+def in_a_process(ask: dict[str, Any]) -> dict[str, Any]:
+    code = CHILD.format(here=str(Path(__file__).parent))
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(ask)], capture_output=True, text=True, check=False
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if done.returncode or not lines:
+        raise SystemExit(f"a run failed:\n{done.stderr[-3000:]}")
+    return json.loads(lines[0][7:])
+
+
+def path(args: argparse.Namespace) -> dict[str, Any]:
+    rows = []
+    for records in args.records:
+        with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
+            library = Path(folder) / "library.fasta"
+            random_library(library, records)
+            spec = {
+                "inputs": [str(library)],
+                "output": f"{folder}/run",
+                "heads": ["stability", "place"],
+                "workers": args.workers,
+                "where": "place.nucleus > 0.5",
+                "rank": "stability.value",
+                "top": 1000,
+            }
+            row = in_a_process({"spec": spec, "standin": True})
+        if row["records"] != records or row["quarantined"]:
+            raise SystemExit(f"{records} records went in, {row['records']} came out")
+        print(json.dumps(row), file=sys.stderr)
+        rows.append(row)
+    flat = max(r["driver_peak_mib"] for r in rows) / min(r["driver_peak_mib"] for r in rows)
+    return {"rows": rows, "driver_memory_ratio_largest_to_smallest": round(flat, 3)}
+
+
+def library(args: argparse.Namespace) -> dict[str, Any]:
+    count = 0
+    opener = gzip.open if args.fasta.endswith(".gz") else open
+    with opener(args.fasta, "rb") as handle:
+        count = sum(line.startswith(b">") for line in handle)
+    with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
+        heads = ["stability", "place"]
+        spec = {
+            "inputs": [args.fasta],
+            "output": f"{folder}/run",
+            "heads": heads,
+            "workers": args.workers,
+            "top": 1000,
+        }
+        row = in_a_process({"spec": spec, "standin": True})
+    if row["records"] != count:
+        raise SystemExit(f"{count} headers, {row['records']} records")
+    return {"file": Path(args.fasta).name, "headers": count, **row}
+
+
+# ---------------------------------------------------------------------------------------------------- engine
+
+
+def bundles(folder: Path) -> None:
+    """An 8M backbone and a regression head, both random."""
+    import torch
+
+    from bioseq.bundle import open_bundle, save_backbone, write_bundle
+    from bioseq.model.config import CONFIGS
+    from bioseq.model.encoder import PackedEncoder
+
+    generator = torch.Generator().manual_seed(0)
+    encoder = PackedEncoder(CONFIGS["8m"])
+    encoder.init_weights(generator)
+    save_backbone(folder / "base", encoder, name="base", card="# random", evidence={}, licence="CC0-1.0")
+    width = CONFIGS["8m"].d_model
+    tensors = {
+        "features.mean": torch.zeros(width),
+        "features.scale": torch.ones(width),
+        "ood.mean": torch.zeros(width),
+        "ood.project": torch.eye(width)[:, :32].contiguous(),
+        "ood.grid": torch.linspace(0, 3, 101),
+        "layers.0.weight": torch.randn(1, width, 1, generator=generator),
+        "layers.0.bias": torch.zeros(1, 1, 1),
+        "target.offset": torch.zeros(1),
+        "target.scale": torch.ones(1),
+    }
+    fields = {
+        "kind": "head",
+        "name": "value",
+        "alphabet": "protein",
+        "base_hash": open_bundle(folder / "base").manifest.content_hash,
+        "task": "regression",
+        "labels": ["y"],
+        "extra": {"head": {"blocks": ["embedding"], "classes": [], "targets": ["y"]}},
+    }
+    write_bundle(
+        folder / "value",
+        manifest_fields=fields,
+        tensors=tensors,
+        calibration={"radius": [1.0]},
+        card="# random",
+        evidence={},
+    )
+
+
+PREDICTOR = """
+import json, sys, time
+import numpy as np
+import bioseq
+from bioseq.bundle import open_bundle
+from bioseq.fasta import read_fasta
+from bioseq.heads import Head
+folder, fasta, out = sys.argv[1:]
+model = bioseq.load(folder + "/base", threads=1, device="cpu")
+model.load_head("value", Head.load(open_bundle(folder + "/value")))
+texts = [r.sequence for r in read_fasta(fasta)]
+works = [model.prepare(t, heads=("value",)) for t in texts]
+model.run(works[:8])
+started = time.perf_counter()
+works = [model.prepare(t, heads=("value",)) for t in texts]
+answers = model.run(works)
+seconds = time.perf_counter() - started
+np.save(out, [a.predictions["value"]["value"] for a in answers])
+print(json.dumps({"tokens": sum(w.tokens for w in works), "seconds": seconds}))
+"""
+
+
+def engine(args: argparse.Namespace) -> dict[str, Any]:
+    import pyarrow.parquet as pq
+
+    with tempfile.TemporaryDirectory(dir=args.scratch) as name:
+        folder = Path(name)
+        bundles(folder)
+        fasta = folder / "proteins.fasta"
+        proteins = read_proteins(args.proteins, args.fasta)
+        fasta.write_text("".join(f">p{i}\n{s}\n" for i, s in enumerate(proteins)))
+
+        def predictor() -> float:
+            done = subprocess.run(
+                [sys.executable, "-c", PREDICTOR, name, str(fasta), str(folder / "wanted.npy")],
+                capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            found = json.loads(done.stdout.splitlines()[-1])
+            return found["tokens"] / found["seconds"]
+
+        def screen(workers: int, number: int) -> dict[str, Any]:
+            spec = {
+                "inputs": [str(fasta)],
+                "output": f"{name}/run{number}",
+                "heads": [f"{name}/value"],
+                "model": f"{name}/base",
+                "workers": workers,
+                "device": "cpu",
+            }
+            return in_a_process({"spec": spec, "standin": False})
+
+        predictors, ones, twos = [predictor()], [], []
+        for k in range(args.rounds):
+            ones.append(screen(1, 2 * k))
+            predictors.append(predictor())
+            twos.append(screen(2, 2 * k + 1))
+            predictors.append(predictor())
+        wanted = np.load(folder / "wanted.npy")
+        got = np.array(pq.read_table(folder / "run0/predictions")["value.value"].to_pylist())
+        error = float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
+        if error > 1e-5:
+            raise SystemExit(f"the screen's numbers differ from the predictor's: relative error {error:.1e}")
+    base = float(np.median(predictors))
+    one = float(np.median([r["steady_tokens_per_s"] for r in ones]))
+    two = float(np.median([r["steady_tokens_per_s"] for r in twos]))
+    inside = float(np.median([r["tokens"] / r["engine_s"] for r in ones]))
+    return {
+        "proteins": args.proteins,
+        "relative_error": error,
+        "predictor_tokens_per_s": [round(p, 1) for p in predictors],
+        "one_worker": ones,
+        "two_workers": twos,
+        "steady_share_of_predictor": round(one / base, 3),
+        "engine_share_of_worker_time": round(
+            float(np.median([r["engine_s"] / r["worker_s"] for r in ones])), 3
+        ),
+        "inside_engine_share_of_predictor": round(inside / base, 3),
+        "two_workers_over_one": round(two / one, 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("path", "library", "engine"))
+    parser.add_argument("--records", type=int, nargs="+", default=[1_000, 100_000, 1_000_000])
+    parser.add_argument("--fasta")
+    parser.add_argument("--proteins", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--scratch", default=None, help="folder for libraries and runs")
+    args = parser.parse_args()
+    found = {"path": path, "library": library, "engine": engine}[args.what](args)
+    write_result(f"screen-{args.what}", {"host": host(), "versions": versions(), **found})
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
