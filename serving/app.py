@@ -92,6 +92,7 @@ def create_app(service: Service, *, rooms: list[Any] | None = None) -> Outer:
         (BioseqError, problems.on_bioseq_error),
         (RequestValidationError, problems.on_validation),
         (HTTPException, problems.on_http),
+        (Exception, problems.on_unforeseen),
     ):
         app.add_exception_handler(kind, handler)
     for room in rooms:

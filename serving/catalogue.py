@@ -1,8 +1,7 @@
 """Names to exact versions: a snapshot of the registry, taken again whenever the registry has changed.
 
 A request's names are resolved once, at the ingress, against one snapshot; everything behind it deals in exact
-names ("NAME@V"). So an alias moves between two requests and never within one, and a request in flight keeps
-what it began with.
+names ("NAME@V"). Unknown names are not repeated in messages: what a user put there may be a sequence. An alias moves between two requests and never within one, and a request in flight keeps what it began with.
 """
 
 from __future__ import annotations
@@ -108,11 +107,7 @@ class Catalogue:
         model = self._find(name)
         if model is None or model.kind != "backbone":
             served = sorted({m.name for m in self._snapshot.models if m.kind == "backbone"})
-            what = (
-                f"{_shown(name)} is a head, not a backbone."
-                if model
-                else f"there is no model {_shown(name)}."
-            )
+            what = f"{model.exact} is a head, not a backbone." if model else "there is no model of that name."
             raise NotFoundError(what, hint=f"There are: {', '.join(served[:20])}.")
         return model
 
@@ -122,7 +117,7 @@ class Catalogue:
         fitting = sorted({m.name for m in self._snapshot.models if m.base_hash == base.content_hash})
         hint = f"Heads of {base.name}: {', '.join(fitting[:20]) or 'none'}."
         if model is None or model.kind != "head":
-            raise NotFoundError(f"there is no head {_shown(name)}.", code="head.not_found", hint=hint)
+            raise NotFoundError("there is no head of that name.", code="head.not_found", hint=hint)
         if model.base_hash != base.content_hash:
             # A newer version may belong to a newer backbone; the newest that fits answers, unless one is named.
             same = [
@@ -142,7 +137,7 @@ class Catalogue:
         """A backbone or head. Raises `NotFoundError`."""
         model = self._find(name)
         if model is None:
-            raise NotFoundError(f"there is no model {_shown(name)}.", hint="See GET /v1/models.")
+            raise NotFoundError("there is no model of that name.", hint="See GET /v1/models.")
         return model
 
     def _find(self, name: str) -> Model | None:
@@ -167,9 +162,3 @@ class Catalogue:
             found = self.bundle(model).manifest
             self._manifests[f"{model.exact} {model.content_hash}"] = found
         return found
-
-
-def _shown(name: str) -> str:
-    """A name for a message: what does not look like one is not repeated."""
-    return repr(name) if NAME.fullmatch(name) else "of that name"
-

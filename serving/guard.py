@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.logs import line, trouble
 from serving.metrics import IngressMetrics
-from serving.problems import Problem, respond, too_large
+from serving.problems import Problem, respond, too_large, unforeseen
 from serving.settings import Settings
 
 STREAMED = ("/v1/files", "/v1/models")
@@ -63,6 +63,8 @@ class _Exchange:
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         self.request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
         scope["bioseq.request_id"] = self.request_id
+        scope["bioseq.outer"] = outer
+        scope["bioseq.draining"] = outer.draining
         self.status = 0
         self.code: str | None = None
         self.sent = 0
@@ -109,7 +111,7 @@ class _Exchange:
             raise
         except Exception as error:
             trouble("request failed", error, request_id=self.request_id)
-            problem = Problem(500, "internal", "an internal error. Tell the operator the request id.")
+            problem = unforeseen()
         if problem is not None:
             if self.status:
                 # The response has begun: ending it short of its last chunk tells the client that it broke.

@@ -139,7 +139,10 @@ def from_validation(error: RequestValidationError) -> Problem:
         return Problem(422, "request.invalid", detail, errors=[{"field": "body", "message": detail}])
     errors = []
     for item in found[:20]:
-        place = ".".join(str(part) for part in item["loc"] if part != "body")
+        loc = item["loc"]
+        if item["type"] == "extra_forbidden":  # the field's name is the user's own text: not repeated
+            loc = (*loc[:-1], "(unknown)")
+        place = ".".join(str(part) for part in loc if part != "body")
         errors.append({"field": place[:200], "message": item["msg"][:300]})
     first = errors[0]
     more = f" and {len(found) - 1} more" if len(found) > 1 else ""
@@ -210,6 +213,14 @@ async def on_bioseq_error(request: Request, error: Exception) -> Response:
 async def on_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     return _told(request, from_validation(error))
+
+
+async def on_unforeseen(request: Request, error: Exception) -> Response:
+    return _told(request, unforeseen())
+
+
+def unforeseen() -> Problem:
+    return Problem(500, "internal", "an internal error. Tell the operator the request id.")
 
 
 async def on_http(request: Request, error: Exception) -> Response:

@@ -76,6 +76,19 @@ class Settings:
     poll_s: float = 1.0
     roots: tuple[str, ...] = ()
     behind_serve: bool = False
+    # Jobs and files: `data` is where they lie (default: the home), on a disk that all nodes see.
+    data: str = ""
+    max_running_jobs: int = 2
+    max_running_jobs_per_key: int = 2
+    max_jobs_per_key: int = 100
+    max_file_bytes: int = 16 * 1024 * MIB
+    max_stored_bytes_per_key: int = 256 * 1024 * MIB
+    max_job_workers: int = 64
+    job_attempts: int = 5
+    file_days: int = 30
+    job_days: int = 90
+    jobs_poll_s: float = 0.5
+    jobs_lease_s: float = 15.0
 
     def __post_init__(self) -> None:
         for name in ("max_items", "max_body_bytes", "chunk_tokens", "parallel_chunks", "engine_replicas"):
@@ -88,6 +101,8 @@ class Settings:
             object.__setattr__(self, "database", default_database())
         if not self.home:
             object.__setattr__(self, "home", str(default_home()))
+        if not self.data:
+            object.__setattr__(self, "data", os.environ.get("BIOSEQ_DATA") or self.home)
         object.__setattr__(self, "roots", tuple(self.roots))
 
     @classmethod

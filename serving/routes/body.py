@@ -47,6 +47,9 @@ class Route(APIRoute):
                     "request.not_json",
                     "the content type is not application/json. Send JSON, and say so.",
                 )
-            return await handler(_Request(request.scope, request.receive))
+            parsed = _Request(request.scope, request.receive)
+            if self.body_field is not None:
+                await parsed.json()  # here, where its error is ours
+            return await handler(parsed)
 
         return handle

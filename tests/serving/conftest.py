@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -69,3 +71,45 @@ def serve(registry: Registry, settings: Callable[..., Settings]) -> Callable[...
                 yield http
 
     return start
+
+
+class Live:
+    """The service behind a real socket: uvicorn in a thread."""
+
+    def __init__(self, settings: Settings, registry: Registry, load: Any = None):
+        self.outer: Any = None
+        self.url = ""
+        self._settings, self._registry, self._load = settings, registry, load
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()))
+
+    async def _main(self) -> None:
+        import uvicorn
+
+        from serving.app import in_process
+
+        async with in_process(self._settings, registry=self._registry, load=self._load) as self.outer:
+            config = uvicorn.Config(self.outer, port=0, log_level="error", lifespan="off")
+            self.server = uvicorn.Server(config)
+            task = asyncio.create_task(self.server.serve())
+            while not self.server.started:
+                await asyncio.sleep(0.01)
+            port = self.server.servers[0].sockets[0].getsockname()[1]
+            self.url = f"http://127.0.0.1:{port}"
+            self._ready.set()
+            await task
+
+    def __enter__(self) -> Live:
+        self._thread.start()
+        assert self._ready.wait(120)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.should_exit = True
+        self._thread.join(60)
+
+
+@pytest.fixture
+def live(registry: Registry, settings: Callable[..., Settings]) -> Callable[..., Live]:
+    """`with live(max_items=3) as service:` at `service.url`."""
+    return lambda load=None, **changes: Live(settings(**changes), registry, load)

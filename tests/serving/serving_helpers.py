@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from bioseq.bundle import Bundle, save_backbone, write_bundle
@@ -40,7 +41,9 @@ TASKS: dict[str, dict[str, Any]] = {
 def make_backbone(folder: Path, *, seed: int = 7, name: str = "tiny") -> Path:
     encoder = PackedEncoder(CONFIGS["tiny"])
     encoder.init_weights(torch.Generator().manual_seed(seed))
-    save_backbone(folder, encoder, name=name, card="# tiny\nRandom.", evidence={"made": "for tests"}, seed=seed)
+    save_backbone(
+        folder, encoder, name=name, card="# tiny\nRandom.", evidence={"made": "for tests"}, seed=seed
+    )
     return folder
 
 
@@ -62,7 +65,10 @@ def make_head(folder: Path, base: Bundle, name: str, *, seed: int = 3) -> Path:
     if spec["task"] == "per_residue":
         tensors |= {"conv.0.weight": draw(spec["out"], width, 3) * 0.2, "conv.0.bias": draw(spec["out"])}
     else:
-        tensors |= {"layers.0.weight": draw(1, width, spec["out"]) * 0.3, "layers.0.bias": draw(1, 1, spec["out"])}
+        tensors |= {
+            "layers.0.weight": draw(1, width, spec["out"]) * 0.3,
+            "layers.0.bias": draw(1, 1, spec["out"]),
+        }
     if spec["task"] == "regression":
         tensors |= {"target.scale": torch.full((spec["out"],), 2.0), "target.offset": torch.ones(spec["out"])}
     settings = {"method": "frozen", "blocks": ["embedding"]}
@@ -86,3 +92,19 @@ def make_head(folder: Path, base: Bundle, name: str, *, seed: int = 3) -> Path:
         evidence={"beats_baseline": True},
     )
     return folder
+
+
+def same(got: Any, want: Any) -> None:
+    """Equal, numbers nearly."""
+    if isinstance(want, float):
+        assert got == pytest.approx(want, rel=1e-4, abs=1e-5)
+    elif isinstance(want, dict):
+        assert set(got) == set(want)
+        for key in want:
+            same(got[key], want[key])
+    elif isinstance(want, list) and want and isinstance(want[0], float | list):
+        assert len(got) == len(want)
+        for g, w in zip(got, want):
+            same(g, w)
+    else:
+        assert got == want

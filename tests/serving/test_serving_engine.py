@@ -282,8 +282,8 @@ def test_runners_do_not_share_batches_and_calls_run_between():
 
     go(scenario, lanes=2)
     assert seen == [(1, 0)]
-    assert sorted(sum(one.batches, [])) == [0, 1, 3]
-    assert sorted(sum(two.batches, [])) == [2, 4]
+    assert sorted(n for batch in one.batches for n in batch) == [0, 1, 3]
+    assert sorted(n for batch in two.batches for n in batch) == [2, 4]
 
 
 def test_dead_engine_says_so():

@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
-from serving_helpers import SEQS, TASKS, make_head
+from serving_helpers import SEQS, TASKS, make_head, same
 
 import bioseq
 from bioseq.bundle import open_bundle
@@ -64,7 +64,9 @@ def test_embed_in_every_format(serve, predictor, options, chunk_tokens):
             arrow = table(await http.post("/v1/embed", json=body, headers=ARROW))
             assert arrow["index"].to_pylist() == [0, 1, 2, 3]
             assert arrow["notes"].to_pylist()[2] == answer["data"][2]["notes"]
-            close([np.asarray(v).reshape(w.shape) for v, w in zip(arrow["embedding"].to_pylist(), want)], want)
+            close(
+                [np.asarray(v).reshape(w.shape) for v, w in zip(arrow["embedding"].to_pylist(), want)], want
+            )
 
             arrays = npz(await http.post("/v1/embed", json=body, headers=NPZ))
             rows = arrays["embeddings"]
@@ -86,7 +88,9 @@ def test_float16_is_the_answers_type(serve, predictor):
             assert got.type.value_type == pa.float16()
             rows = np.array(got.to_pylist(), dtype=np.float32)
             np.testing.assert_allclose(rows, want.astype(np.float32), rtol=2e-3, atol=1e-3)
-            rows = np.array([d["embedding"] for d in (await http.post("/v1/embed", json=body)).json()["data"]])
+            rows = np.array(
+                [d["embedding"] for d in (await http.post("/v1/embed", json=body)).json()["data"]]
+            )
             np.testing.assert_allclose(rows, want.astype(np.float32), rtol=2e-3, atol=1e-3)
 
     asyncio.run(go())
@@ -142,21 +146,6 @@ def test_predictions_of_all_tasks_in_one_request(serve, predictor):
     asyncio.run(go())
 
 
-def same(got, want):
-    if isinstance(want, float):
-        assert got == pytest.approx(want, rel=1e-4, abs=1e-5)
-    elif isinstance(want, dict):
-        assert set(got) == set(want)
-        for key in want:
-            same(got[key], want[key])
-    elif isinstance(want, list) and want and isinstance(want[0], float | list):
-        assert len(got) == len(want)
-        for g, w in zip(got, want):
-            same(g, w)
-    else:
-        assert got == want
-
-
 @pytest.mark.parametrize("strategy", ["masked-marginals", "wt-marginals", "pseudo-log-likelihood"])
 def test_scores_and_scans(serve, predictor, strategy):
     wild, mutants = SEQS[1], ["A1G", "WT", "C2D:W19Y"]
@@ -172,7 +161,10 @@ def test_scores_and_scans(serve, predictor, strategy):
             assert arrow["mutant"].to_pylist() == mutants
             np.testing.assert_allclose(arrow["score"].to_numpy(), want, rtol=1e-4, atol=1e-5)
             np.testing.assert_allclose(
-                npz(await http.post("/v1/score", json=body, headers=NPZ))["scores"], want, rtol=1e-4, atol=1e-5
+                npz(await http.post("/v1/score", json=body, headers=NPZ))["scores"],
+                want,
+                rtol=1e-4,
+                atol=1e-5,
             )
             if table_want is None:
                 return
@@ -241,7 +233,12 @@ def test_several_backbones_by_name(serve, registry, tmp_path, predictor):
 
     async def go():
         async with serve(max_models=1) as http:
-            for name, model in (("other", other), ("tiny@1", predictor), ("default", predictor), ("other@1", other)):
+            for name, model in (
+                ("other", other),
+                ("tiny@1", predictor),
+                ("default", predictor),
+                ("other@1", other),
+            ):
                 r = await http.post("/v1/embed", json={"sequences": SEQS, "model": name})
                 close([d["embedding"] for d in r.json()["data"]], model.embed(SEQS))
             assert list(http.outer.service.link.host.status()["models"]) == ["other@1"]
