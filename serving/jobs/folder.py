@@ -1,0 +1,94 @@
+"""A job's folder: all that a run reads and writes.
+
+fence.json     the attempt that counts; a runner of an older one stops when it sees a higher number
+plan.json      the commands of the attempt and their environment
+spec.json      the job's spec with real paths
+run.lock       held by flock by the runner and its command, so that no two run at a time
+log.txt        what the commands printed, all attempts one after another
+progress.json  {"label", "done", "total", "unit", "fraction"}
+exit-N.json    how attempt N ended; written once, atomically
+work/          prepared corpus, embeddings
+output/        the result
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bioseq.output import atomic_file
+
+SKIPPED = ("checkpoints", "ray", "work")  # state of a run, not its result
+MAX_RESULTS = 10_000
+
+
+class JobFolder:
+    def __init__(self, data: str | Path, job_id: str):
+        self.path = Path(data) / "jobs" / job_id
+        self.log = self.path / "log.txt"
+        self.work = self.path / "work"
+        self.output = self.path / "output"
+        self.progress_file = self.path / "progress.json"
+
+    def write(self, name: str, data: Any) -> None:
+        with atomic_file(self.path / name, force=True) as temporary:
+            temporary.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
+
+    def read(self, name: str) -> Any:
+        """None if it is not there."""
+        try:
+            return json.loads((self.path / name).read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def fence(self) -> int:
+        return int((self.read("fence.json") or {}).get("attempt", 0))
+
+    def exit(self, attempt: int) -> dict[str, Any] | None:
+        return self.read(f"exit-{attempt}.json")
+
+    def progress(self) -> dict[str, Any] | None:
+        found = self.read("progress.json")
+        keys = ("label", "done", "total", "unit", "fraction")
+        return {k: found[k] for k in keys} if isinstance(found, dict) and set(keys) <= set(found) else None
+
+    def note(self, text: str) -> None:
+        """A line of ours in the log."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "ab") as out:
+            out.write(f"[job] {text}\n".encode())
+
+    def results(self) -> Iterator[tuple[str, int]]:
+        """Relative path and bytes of every plain file of the result; links and hidden files left out."""
+        count = 0
+        for parent, folders, names in os.walk(self.output):
+            folders[:] = sorted(f for f in folders if not f.startswith(".") and f not in SKIPPED)
+            for name in sorted(names):
+                path = Path(parent, name)
+                if name.startswith(".") or path.is_symlink() or not path.is_file():
+                    continue
+                count += 1
+                if count > MAX_RESULTS:
+                    return
+                yield path.relative_to(self.output).as_posix(), path.stat().st_size
+
+    def result(self, name: str) -> Path | None:
+        """The file of that name, if `results` would list it."""
+        parts = Path(name).parts
+        if not parts or name.startswith("/") or "\\" in name or "\0" in name:
+            return None
+        if any(p in ("..", ".") or p.startswith(".") for p in parts) or any(p in SKIPPED for p in parts[:-1]):
+            return None
+        path = self.output
+        for part in parts:
+            path = path / part
+            if path.is_symlink():
+                return None
+        return path if path.is_file() else None
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)

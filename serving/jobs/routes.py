@@ -1,0 +1,400 @@
+"""`/v1/files` and `/v1/jobs`. Everything belongs to the key that made it; another key's is not found (404).
+A key with the scope `admin` sees all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+from starlette.requests import ClientDisconnect
+from starlette.responses import PlainTextResponse, StreamingResponse
+
+from bioseq.errors import NotFoundError
+from serving.answering import service_of
+from serving.auth import require
+from serving.database.keys import KeyInfo
+from serving.jobs import streams
+from serving.jobs.admission import Context, admit
+from serving.jobs.files import FileStore
+from serving.jobs.folder import JobFolder
+from serving.jobs.loop import scheduling
+from serving.jobs.schemas import (
+    FileInfo,
+    FileList,
+    JobInfo,
+    JobList,
+    JobRequest,
+    Kind,
+    Progress,
+    ResultFile,
+    ResultList,
+    State,
+)
+from serving.jobs.store import JobStore
+from serving.jobs.tables import ACTIVE, PENDING, RUNNING, SUCCEEDED, FileRow, JobRow
+from serving.problems import Problem
+from serving.routes.body import Route
+from serving.schemas.common import problems
+from serving.service import Service
+
+router = APIRouter(prefix="/v1", route_class=Route, tags=["jobs"])
+Id = Annotated[str, Path(pattern="^[0-9a-f]{24}$")]
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,119}")
+
+
+@contextlib.asynccontextmanager
+async def attach(service: Service) -> AsyncIterator[None]:
+    """Runs while the application does."""
+    service.extras["jobs"] = JobStore(service.database)
+    service.extras["files"] = FileStore(service.database, service.settings.data)
+    async with scheduling(service.settings, service.database):
+        yield
+
+
+def _jobs(request: Request) -> JobStore:
+    return service_of(request).extras["jobs"]
+
+
+def _files(request: Request) -> FileStore:
+    return service_of(request).extras["files"]
+
+
+def _sees(key: KeyInfo) -> str | None:
+    return None if key.allows("admin") else key.id
+
+
+def _folder(request: Request, row: JobRow) -> JobFolder:
+    return JobFolder(service_of(request).settings.data, row.id)
+
+
+# ------------------------------------------------------------------------------------------------------ files
+
+
+def _file(row: FileRow) -> FileInfo:
+    return FileInfo(
+        id=row.id, name=row.name, bytes=row.bytes, sha256=row.sha256, created=row.created, expires=row.expires
+    )
+
+
+@router.post(
+    "/files",
+    status_code=201,
+    response_model=FileInfo,
+    responses=problems(400, 401, 403, 408, 413, 422),
+    openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": _BINARY}}},
+)
+async def upload(
+    request: Request,
+    name: Annotated[str, Query(max_length=200, description="With the ending that tells its form.")],
+    sha256: Annotated[
+        str | None, Query(pattern="^[0-9a-fA-F]{64}$", description="Refused if the bytes have another.")
+    ] = None,
+    key: KeyInfo = require("train"),
+) -> FileInfo:
+    """Upload a library (FASTA), a label table (CSV, TSV, Parquet) or a corpus (FASTA, or text of one sequence a
+    line), plain or packed. The body is the file."""
+    service = service_of(request)
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind != "application/octet-stream":  # a web page of another origin cannot send this unasked
+        raise Problem(400, "request.bad", "send the file itself, as application/octet-stream.")
+    length = request.headers.get("content-length", "")
+    s = service.settings
+    row = await _files(request).receive(
+        key.id,
+        name,
+        _stream(request, s.body_s),
+        max_bytes=s.max_file_bytes,
+        max_stored=s.max_stored_bytes_per_key,
+        days=s.file_days,
+        sha256=sha256,
+        announced=int(length) if length.isdigit() else None,
+    )
+    return _file(row)
+
+
+async def _stream(request: Request, pause_s: float) -> AsyncIterator[bytes]:
+    pieces = request.stream().__aiter__()
+    while True:
+        try:
+            yield await asyncio.wait_for(anext(pieces), pause_s)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise Problem(408, "request.timeout", f"nothing came for {pause_s:g} s.", limit=pause_s) from None
+        except ClientDisconnect:
+            raise Problem(400, "request.bad", "the upload broke off.") from None
+
+
+@router.get("/files", responses=problems(401, 403))
+def list_files(request: Request, key: KeyInfo = require("train")) -> FileList:
+    """This key's files, newest first."""
+    files = _files(request)
+    return FileList(
+        data=[_file(row) for row in files.list(key.id)],
+        bytes=files.used(key.id),
+        limit=service_of(request).settings.max_stored_bytes_per_key,
+    )
+
+
+@router.get("/files/{file_id}", responses=problems(401, 403, 404))
+def show_file(request: Request, file_id: Id, key: KeyInfo = require("train")) -> FileInfo:
+    return _file(_files(request).get(file_id, _sees(key)))
+
+
+@router.get(
+    "/files/{file_id}/content",
+    responses={
+        **problems(401, 403, 404, 416),
+        200: {"content": {"application/octet-stream": _BINARY}, "description": "The file."},
+        206: {"content": {"application/octet-stream": _BINARY}, "description": "The range asked for."},
+    },
+    response_class=StreamingResponse,
+)
+def read_file(request: Request, file_id: Id, key: KeyInfo = require("train")) -> Response:
+    """The file again, whole or one byte range."""
+    files = _files(request)
+    row = files.get(file_id, _sees(key))
+    return streams.send_file(request, files.path(row), row.name, f'"{row.sha256}"')
+
+
+@router.delete("/files/{file_id}", status_code=204, responses=problems(401, 403, 404, 409))
+def delete_file(request: Request, file_id: Id, key: KeyInfo = require("train")) -> Response:
+    """Delete a file that no pending or running job names."""
+    _files(request).delete(file_id, _sees(key))
+    return Response(status_code=204)
+
+
+# ------------------------------------------------------------------------------------------------------- jobs
+
+
+def _job(request: Request, row: JobRow) -> JobInfo:
+    at = f"/v1/jobs/{row.id}"
+    progress = _folder(request, row).progress() if row.attempt else None
+    return JobInfo(
+        id=row.id,
+        number=row.number,
+        kind=row.kind,  # type: ignore[arg-type]
+        name=row.name,
+        state=row.state,  # type: ignore[arg-type]
+        owner=row.owner,
+        created=row.created,
+        started=row.started,
+        ended=row.ended,
+        attempt=row.attempt,
+        cancelling=row.cancel and row.state == RUNNING,
+        waiting_before=_jobs(request).place(row) if row.state == PENDING else None,
+        progress=Progress(**progress) if progress else None,
+        reason=row.reason,
+        register_as=row.register,
+        registered=row.registered,
+        spec=json.loads(row.spec),
+        logs=f"{at}/logs",
+        result=f"{at}/result" if row.state == SUCCEEDED else None,
+    )
+
+
+def _context(request: Request, key: KeyInfo) -> Context:
+    service = service_of(request)
+    catalogue, files = service.catalogue, _files(request)
+    catalogue.refresh()  # a head that was registered a moment ago
+
+    return Context(
+        file=lambda file_id: files.get(file_id, key.id).id,
+        backbone=lambda name: catalogue.backbone(name).exact,
+        head=lambda name, base: catalogue.head(name, catalogue.backbone(base)).exact,
+        roots=service.settings.roots,
+        max_workers=service.settings.max_job_workers,
+    )
+
+
+def _may_register(request: Request, key: KeyInfo, name: str) -> None:
+    """A name belongs to the key whose job registered it last; names from elsewhere belong to admins."""
+    service = service_of(request)
+    try:
+        taken = service.catalogue.any(name)
+    except NotFoundError:
+        return
+    if name in taken.aliases or taken.shipped:
+        raise Problem(
+            422, "request.invalid", "spec.register: that is an alias or a shipped model. Choose another name.",
+            field="spec.register",
+        )  # fmt: skip
+    if not key.allows("admin") and not _jobs(request).owns_name(key.id, name):
+        raise Problem(
+            403,
+            "auth.forbidden",
+            "spec.register: that name is another's. Choose another.",
+            field="spec.register",
+        )
+
+
+@router.post(
+    "/jobs",
+    status_code=201,
+    responses={
+        **problems(400, 401, 403, 404, 408, 409, 413, 422, 429),
+        200: {"model": JobInfo, "description": "The job that this Idempotency-Key was used for before."},
+    },
+)
+def submit(
+    request: Request,
+    response: Response,
+    body: JobRequest,
+    idempotency_key: Annotated[
+        str | None,
+        Header(max_length=200, pattern=r"^[!-~]+$", description="The same key gives the same job again."),
+    ] = None,
+    key: KeyInfo = require("train"),
+) -> JobInfo:
+    """Submit a pretrain, finetune or screen job. It starts when its turn comes: fair between keys, in order
+    within one."""
+    service = service_of(request)
+    job = admit(
+        body.kind,
+        body.spec,
+        _context(request, key),
+        name=body.name,
+        recipe_name=body.recipe,
+        prepare=body.prepare,
+    )
+    if job.register is not None:
+        _may_register(request, key, job.register)
+    row, new = _jobs(request).submit(
+        key.id, job, max_active=service.settings.max_jobs_per_key, idempotency_key=idempotency_key
+    )
+    response.status_code = 201 if new else 200
+    response.headers["Location"] = f"/v1/jobs/{row.id}"
+    return _job(request, row)
+
+
+@router.get("/jobs", responses=problems(401, 403, 422))
+def list_jobs(
+    request: Request,
+    state: State | None = None,
+    kind: Kind | None = None,
+    before: Annotated[int | None, Query(ge=1, le=2**31 - 1, description="Numbers below this.")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    all: Annotated[bool, Query(description="Of every key; needs the scope admin.")] = False,
+    key: KeyInfo = require("train"),
+) -> JobList:
+    """This key's jobs, newest first."""
+    if all and not key.allows("admin"):
+        raise Problem(403, "auth.forbidden", "this needs a key with the scope 'admin'.", scope="admin")
+    owner = None if all else key.id
+    rows = _jobs(request).list(owner, state=state, kind=kind, before=before, limit=limit)
+    return JobList(data=[_job(request, row) for row in rows])
+
+
+@router.get("/jobs/{job_id}", responses=problems(401, 403, 404, 422))
+def show_job(request: Request, job_id: Id, key: KeyInfo = require("train")) -> JobInfo:
+    return _job(request, _jobs(request).get(job_id, _sees(key)))
+
+
+@router.delete("/jobs/{job_id}", responses={**problems(401, 403, 404, 409, 422)})
+def cancel(
+    request: Request,
+    job_id: Id,
+    purge: Annotated[bool, Query(description="Delete an ended job with its log and result.")] = False,
+    key: KeyInfo = require("train"),
+) -> JobInfo:
+    """Cancel a pending or running job; an ended one is left as it is. With `purge` an ended job is deleted."""
+    jobs = _jobs(request)
+    row = jobs.get(job_id, _sees(key))
+    if not purge:
+        return _job(request, jobs.cancel(job_id, _sees(key)))
+    if row.state in ACTIVE:
+        raise Problem(409, "job.active", f"the job is {row.state}. Cancel it first, and wait for its end.")
+    shown = _job(request, row)
+    jobs.forget(job_id)
+    _folder(request, row).remove()
+    return shown
+
+
+@router.get(
+    "/jobs/{job_id}/logs",
+    response_class=PlainTextResponse,
+    responses={
+        **problems(401, 403, 404, 422),
+        200: {
+            "content": {"text/plain": {"schema": {"type": "string"}}, "text/event-stream": {}},
+            "description": "The log, or with `follow` server-sent events: lines, `progress` and `end`.",
+        },
+    },
+)
+def logs(
+    request: Request,
+    job_id: Id,
+    follow: Annotated[bool, Query(description="As it is written, until the job ends.")] = False,
+    offset: Annotated[int, Query(ge=0, le=2**53, description="From this byte on.")] = 0,
+    last_event_id: Annotated[str | None, Header(description="An event's id, to go on from.")] = None,
+    key: KeyInfo = require("train"),
+) -> Response:
+    """What the job printed."""
+    jobs = _jobs(request)
+    row = jobs.get(job_id, _sees(key))
+    folder = _folder(request, row)
+    if not follow:
+        return StreamingResponse(_whole_log(folder, offset), media_type="text/plain; charset=utf-8")
+    if last_event_id is not None and last_event_id.isdigit() and len(last_event_id) < 16:
+        offset = int(last_event_id)
+    outer = request.scope.get("bioseq.outer")
+
+    def look() -> JobRow | None:
+        try:
+            return jobs.get(job_id)
+        except Problem:
+            return None  # purged meanwhile
+
+    events = streams.follow(folder, look, offset, lambda: bool(outer and outer.draining))
+    return StreamingResponse(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+
+async def _whole_log(folder: JobFolder, offset: int) -> AsyncIterator[bytes]:
+    while piece := await asyncio.to_thread(streams.read_log, folder, offset):
+        offset += len(piece)
+        yield piece
+
+
+def _succeeded(request: Request, job_id: str, key: KeyInfo) -> JobRow:
+    row = _jobs(request).get(job_id, _sees(key))
+    if row.state != SUCCEEDED:
+        raise Problem(409, "job.no_result", f"the job is {row.state}: there is no result.", state=row.state)
+    return row
+
+
+@router.get("/jobs/{job_id}/result", responses=problems(401, 403, 404, 409))
+def result(request: Request, job_id: Id, key: KeyInfo = require("train")) -> ResultList:
+    """The files of a job that has succeeded."""
+    row = _succeeded(request, job_id, key)
+    return ResultList(
+        data=[
+            ResultFile(name=name, bytes=size, href=f"/v1/jobs/{job_id}/result/{name}")
+            for name, size in _folder(request, row).results()
+        ],
+        registered=row.registered,
+    )
+
+
+@router.get(
+    "/jobs/{job_id}/result/{name:path}",
+    responses={
+        **problems(401, 403, 404, 409, 416),
+        200: {"content": {"application/octet-stream": _BINARY}, "description": "The file."},
+        206: {"content": {"application/octet-stream": _BINARY}, "description": "The range asked for."},
+    },
+    response_class=StreamingResponse,
+)
+def result_file(request: Request, job_id: Id, name: str, key: KeyInfo = require("train")) -> Response:
+    """One file, whole or one byte range."""
+    row = _succeeded(request, job_id, key)
+    path = _folder(request, row).result(name)
+    if path is None:
+        raise Problem(404, "result.not_found", "the job has no such file.")
+    shown = path.name if _NAME.fullmatch(path.name) else "result"
+    return streams.send_file(request, path, shown, streams.etag_of(path))

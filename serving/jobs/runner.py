@@ -1,0 +1,171 @@
+"""`python -m serving.jobs.runner FOLDER ATTEMPT`: one attempt of a job, started by an executor.
+
+Runs the plan's commands, each `python -m bioseq ...`, into the job's log, and writes how they ended. It ends
+early, and its command with it, when it is told to (SIGTERM), when the process that started it is gone, and
+when the folder's fence names a later attempt. Before it starts it takes the folder's lock, which its command
+inherits: while either of them lives, no other attempt begins.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from serving.jobs.folder import JobFolder
+
+MAX_LOG = 64 << 20  # bytes; what a command prints beyond is dropped
+LOCK_S = 180.0
+GRACE_S = 10.0
+HIDDEN = ("BIOSEQ_DATABASE", "BIOSEQ_API_KEY")  # a job needs neither
+
+
+class Runner:
+    def __init__(self, path: Path, attempt: int):
+        self.folder = JobFolder(path.parent.parent, path.name)
+        self.attempt = attempt
+        self.parent = os.getppid()
+        self.why: str | None = None  # why it was told to end
+        self.child: subprocess.Popen[bytes] | None = None
+
+    def __call__(self) -> int:
+        signal.signal(signal.SIGTERM, lambda *_: self.stop("stopped"))
+        signal.signal(signal.SIGINT, lambda *_: self.stop("stopped"))
+        began = time.time()
+        lock = os.open(self.folder.path / "run.lock", os.O_RDWR | os.O_CREAT, 0o640)
+        threading.Thread(target=self._watch, daemon=True).start()
+        if not self._lock(lock):
+            return self._exit(began, 1, self.why or "an earlier attempt is still running")
+        if self.folder.exit(self.attempt) is not None:
+            return 0  # this attempt ran already
+        plan = self.folder.read("plan.json")
+        if plan is None or plan["attempt"] != self.attempt:
+            return self._exit(began, 1, "superseded")
+        os.set_inheritable(lock, True)
+        code, error = 0, None
+        for command in plan["commands"]:
+            code, error = self._run(command, plan["env"], lock)
+            if code or self.why:
+                break
+        if code and self.why is None:
+            self._cut_off()
+        return self._exit(began, code, error)
+
+    def _lock(self, fd: int) -> bool:
+        until = time.monotonic() + LOCK_S
+        while self.why is None:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except OSError:
+                if time.monotonic() > until:
+                    return False
+                time.sleep(0.2)
+        return False
+
+    def _run(self, command: list[str], env: dict[str, str], lock: int) -> tuple[int, str | None]:
+        inherited = {k: v for k, v in os.environ.items() if k not in HIDDEN}
+        self.child = subprocess.Popen(
+            [sys.executable, "-m", "bioseq", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**inherited, **env},
+            cwd=self.folder.path,
+            pass_fds=(lock,),
+            preexec_fn=_die_with_parent,
+        )
+        last = _Tail()
+        with open(self.folder.log, "ab", buffering=0) as log:
+            size = log.tell()
+            assert self.child.stdout is not None
+            while piece := self.child.stdout.read1(1 << 16):  # type: ignore[attr-defined]
+                last.feed(piece)
+                if size < MAX_LOG:
+                    log.write(piece)
+                    size += len(piece)
+                    if size >= MAX_LOG:
+                        log.write(b"\n[job] the log is full; the job goes on\n")
+        return self.child.wait(), last.error
+
+    def stop(self, why: str) -> None:
+        if self.why is not None:
+            return
+        self.why = why
+        child = self.child
+        if child is not None and child.poll() is None:
+            child.terminate()
+            threading.Thread(target=self._kill_later, args=(child,), daemon=True).start()
+
+    def _kill_later(self, child: subprocess.Popen[bytes]) -> None:
+        try:
+            child.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(0.5)
+            if os.getppid() != self.parent:
+                self.stop("orphaned")
+            elif self.folder.fence() > self.attempt:
+                self.stop("superseded")
+
+    def _cut_off(self) -> None:
+        """A command that failed because its cluster is going down is not at fault. We hear of that a moment
+        later than it does."""
+        time.sleep(1.5)
+        host, _, port = os.environ.get("RAY_ADDRESS", "").rpartition(":")
+        if self.why is None and host and "/" not in host and port.isdigit():
+            try:
+                socket.create_connection((host, int(port)), 5).close()
+            except OSError:
+                self.why = "cut off from the cluster"
+
+    def _exit(self, began: float, code: int, error: str | None) -> int:
+        state: dict[str, Any] = {
+            "attempt": self.attempt, "code": code, "error": error, "why": self.why,
+            "began": round(began, 3), "ended": round(time.time(), 3),
+        }  # fmt: skip
+        self.folder.write(f"exit-{self.attempt}.json", state)
+        return 0 if code == 0 and self.why is None else 1
+
+
+class _Tail:
+    """The last error line of a command: `bioseq: error: ...`."""
+
+    def __init__(self) -> None:
+        self.error: str | None = None
+        self._rest = b""
+
+    def feed(self, piece: bytes) -> None:
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        self._rest = self._rest[-4096:]
+        for line in lines:
+            if b"error:" in line:
+                text = line.decode("utf-8", "replace").strip()
+                self.error = text.split("error:", 1)[1].strip()[:2000] or text[:2000]
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) != 2 or not argv[1].isdigit():
+        print(json.dumps({"error": "usage: FOLDER ATTEMPT"}), file=sys.stderr)
+        return 2
+    return Runner(Path(argv[0]), int(argv[1]))()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
