@@ -235,10 +235,11 @@ class _Attached:
         self.hooks: list[Any] = []
         # By thread, as the predictor runs several batches at a time. Rows None: every row.
         self.routes: dict[int, list[tuple[str, Tensor | None]]] = {}
+        self.always: list[tuple[str, Tensor | None]] = []  # where a thread has no routes of its own
 
     def hook(self, place: tuple[int, str]) -> Any:
         def add(_: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
-            for name, rows in self.routes.get(threading.get_ident(), ()):
+            for name, rows in self.routes.get(threading.get_ident(), self.always):
                 keys = self.keys[name].get(place)
                 if keys is None:
                     continue
@@ -298,7 +299,7 @@ def routed(encoder: PackedEncoder, segments: Sequence[tuple[str | None, int, int
     device = encoder.embed_tokens.weight.device
     whole = len(spans) == 1 and all(name is not None for name, _, _ in segments)
     thread = threading.get_ident()
-    before = state.routes.get(thread, [])
+    before = state.routes.get(thread)
     state.routes[thread] = [
         (name, None if whole else torch.cat([torch.arange(a, b) for a, b in parts]).to(device))
         for name, parts in spans.items()
@@ -306,7 +307,19 @@ def routed(encoder: PackedEncoder, segments: Sequence[tuple[str | None, int, int
     try:
         yield
     finally:
-        state.routes[thread] = before
+        if before is None:
+            del state.routes[thread]
+        else:
+            state.routes[thread] = before
+
+
+def route_all(encoder: PackedEncoder, name: str | None) -> None:
+    """Send every token through one adapter until told otherwise (None: none). For training, where gradient
+    checkpointing computes layers again after the forward pass has returned, and on a thread of autograd's."""
+    state = _state(encoder)
+    if name is not None and name not in state.adapters:
+        raise KeyError(f"adapter {name!r} is not attached")
+    state.always = [] if name is None else [(name, None)]
 
 
 def merge(encoder: PackedEncoder, adapter: LoraAdapter) -> None:

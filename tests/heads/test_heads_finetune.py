@@ -1,0 +1,327 @@
+"""From a table to a bundle, for every task: what it promises on reload, in predictions, beside baselines."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from heads_tables import sequences, table, write_table
+
+from bioseq.bundle import open_bundle
+from bioseq.errors import BundleError, OutputError, RegistryError, SpecError, TableError
+from bioseq.heads import Head
+from bioseq.loading import load
+from bioseq.registry import Registry
+from bioseq.specs.finetune import FinetuneSpec, SplitSettings
+
+pytest.importorskip("sklearn", reason="the extra [train] is not installed")
+from training.finetune import finetune
+
+
+def run(tmp_path, backbone, targets, rows=None, **options):
+    path = write_table(tmp_path / "labels.csv", rows or table(150))
+    settings = {
+        "features": ("composition",),
+        "models": ("linear",),
+        "bootstrap": 40,
+        "neighbours": 50,
+    } | options
+    settings.setdefault("output", str(tmp_path / "head"))
+    spec = FinetuneSpec(
+        labels=str(path), targets=targets, base=str(backbone), threads=1, licence="CC0-1.0", **settings
+    )
+    return finetune(spec)
+
+
+CASES = {
+    "regression": ("k",),
+    "several": ("k", "w"),
+    "binary": ("many_k",),
+    "multiclass": ("kind",),
+    "multilabel": ("many_k", "many_w"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_task_predicts_in_the_documented_form(tmp_path, backbone, model, case):
+    bundle = run(tmp_path, backbone, CASES[case])
+    model.heads.clear()
+    model.load_head("head", Head.load(bundle))
+    fresh = sequences(6, seed=99)
+    predictions = [p["head"] for p in model.predict(fresh, ["head"])]
+    for p in predictions:
+        assert set(p) == {
+            "task", "value", "interval", "probabilities", "ood", "ood_percentile", "head", "version"
+        }  # fmt: skip
+        assert p["ood"] >= 0 and 0 <= p["ood_percentile"] <= 1
+        json.dumps(p, allow_nan=False)
+    one = predictions[0]
+    if case == "regression":
+        assert one["interval"][0] < one["value"] < one["interval"][1] and one["probabilities"] is None
+    elif case == "several":
+        assert set(one["value"]) == set(one["interval"]) == {"k", "w"}
+    elif case == "multilabel":
+        limits = dict(zip(("many_k", "many_w"), bundle.calibration()["thresholds"]))
+        assert one["value"] == [n for n, p in one["probabilities"].items() if p >= limits[n]]
+    else:
+        assert one["value"] in one["probabilities"]
+        assert sum(one["probabilities"].values()) == pytest.approx(1)
+    evidence = bundle.evidence()
+    assert evidence["beats_baseline"] == (
+        evidence["metrics"][evidence["main"]]
+        > max(b[evidence["main"]] or 0 for b in evidence["baselines"].values())
+    )
+    assert {"majority", "composition_dipeptides"} <= set(evidence["baselines"])
+    assert any(name.startswith("nearest_") for name in evidence["baselines"])
+    low, high = evidence["intervals"][evidence["main"]]
+    assert low <= evidence["metrics"][evidence["main"]] <= high
+    assert evidence["metrics"][evidence["main"]] > 0.6  # the labels follow from the composition
+    assert bundle.card().startswith("# head")
+
+
+def test_a_reloaded_head_gives_the_same_bits_and_any_batch_the_same_numbers(tmp_path, backbone):
+    bundle = run(tmp_path, backbone, ("k",), features=None, models=("mlp",))
+    fresh = sequences(8, seed=5)
+    first = load(backbone, threads=1)
+    a = first.predict(fresh, [str(bundle.path)])
+    second = load(backbone, threads=1)
+    assert second.predict(fresh, [str(bundle.path)]) == a
+    alone = [second.predict([s], [str(bundle.path)])[0][str(bundle.path)]["value"] for s in fresh]
+    np.testing.assert_allclose(alone, [p[str(bundle.path)]["value"] for p in a], rtol=1e-5)
+
+
+def test_the_cards_numbers_are_those_of_the_bundle_on_disk(tmp_path, backbone, model):
+    rows = table(150)
+    bundle = run(tmp_path, backbone, ("k",), rows)
+    test = [r for r in rows if r["set"] == "test"]
+    model.heads.clear()
+    model.load_head("head", Head.load(bundle))
+    got = [p["head"] for p in model.predict([r["sequence"] for r in test], ["head"])]
+    from bioseq.ranking import spearman
+
+    truth = np.array([r["k"] for r in test])
+    assert spearman(truth, [p["value"] for p in got]) == pytest.approx(
+        bundle.evidence()["metrics"]["spearman"], abs=1e-4
+    )
+    inside = np.mean([p["interval"][0] <= t <= p["interval"][1] for p, t in zip(got, truth)])
+    assert inside == pytest.approx(bundle.evidence()["calibration"]["coverage"]["k"], abs=1e-4)
+
+
+def test_nearest_gives_a_training_protein_itself_first(tmp_path, backbone, model):
+    rows = table(150)
+    bundle = run(tmp_path, backbone, ("k",), rows)
+    head = Head.load(bundle)
+    known = [r for r in rows if r["id"] in head.neighbour_ids][:5]
+    found = head.nearest(model.embed([r["sequence"] for r in known]), 3)
+    assert [f[0]["id"] for f in found] == [r["id"] for r in known]
+    assert all(f[0]["similarity"] > 0.999 and len(f) == 3 for f in found)
+    assert {n["id"] for f in found for n in f} <= {r["id"] for r in rows if r["set"] == "train"}
+
+
+def test_shuffled_and_odd_proteins_lie_further_out(tmp_path, backbone, model):
+    head = Head.load(run(tmp_path, backbone, ("k",)))
+    usual, odd = sequences(40, seed=7), ["P" * 30, "GC" * 20, "HHHHHHHHHHHHHHHHHHHH"]
+    inside = head.domain.score(model.embed(usual), usual)
+    outside = head.domain.score(model.embed(odd), odd)
+    assert outside.min() > np.quantile(inside, 0.9)
+    assert head.domain.percentile(outside).min() > 0.9
+
+
+def test_missing_labels_are_masked_not_zero(tmp_path, backbone):
+    rows = table(150)
+    for i, r in enumerate(rows):
+        r["w" if i % 2 else "k"] = "" if i % 3 == 0 else r["w" if i % 2 else "k"]
+    evidence = run(tmp_path, backbone, ("k", "w"), rows).evidence()
+    assert evidence["per_target"]["k"]["spearman"] > 0.6 and evidence["per_target"]["w"]["spearman"] > 0.6
+
+
+def test_a_weak_head_says_so_first_and_is_not_registered(tmp_path, backbone, monkeypatch):
+    from training import judge
+
+    monkeypatch.setattr(judge.baselines, "sequence_baselines", lambda *a: {"oracle": a[3]["test"]})
+    with pytest.raises(RegistryError, match="not registered"):
+        run(tmp_path, backbone, ("k",), register="weak")
+    bundle = open_bundle(tmp_path / "head")
+    assert bundle.card().splitlines()[2].startswith("> **Weak.**")
+    assert bundle.evidence()["beats_baseline"] is False
+    with pytest.raises(RegistryError):
+        Registry(tmp_path / "home").register(bundle.path, "weak")
+    assert not Registry(tmp_path / "home").heads_for(bundle.manifest.base_hash)
+
+
+def test_a_good_head_is_registered_and_served_by_name(tmp_path, backbone, monkeypatch):
+    monkeypatch.setenv("BIOSEQ_HOME", str(tmp_path / "home"))
+    bundle = run(tmp_path, backbone, ("k",), register="lysine", accept_weak=True)
+    assert load(backbone).predict(["ACDEFGHIKK"], ["lysine"])[0]["lysine"]["head"] == "lysine"
+    assert bundle.manifest.base_hash == load(backbone).hash
+
+
+def test_few_validation_rows_choose_by_cross_validation(tmp_path, backbone):
+    evidence = run(tmp_path, backbone, ("k",), table(80)).evidence()
+    assert evidence["calibration"]["rows"] == 64  # all training and validation rows, out of fold
+
+
+def one_protein(n: int = 160) -> list[dict]:
+    wild = "MKTAYIAKQRQISFVKSHFSRQ"
+    rng = np.random.default_rng(0)
+    gain = rng.normal(size=(4, 20))
+    rows = {}
+    while len(rows) < n:
+        s, y = list(wild), 0.0
+        for j, site in enumerate((3, 7, 11, 15)):
+            a = rng.integers(20)
+            s[site] = "ACDEFGHIKLMNPQRSTVWY"[a]
+            y += gain[j, a]
+        rows["".join(s)] = y + rng.normal(0, 0.1)
+    return [
+        {
+            "sequence": s,
+            "y": y,
+            "set": "train" if i < n * 0.7 else "test",
+            "validation": str(n * 0.5 < i < n * 0.7),
+        }
+        for i, (s, y) in enumerate(rows.items())
+    ]
+
+
+def test_variants_of_one_protein_use_sites_and_density_and_refuse_other_lengths(tmp_path, backbone, model):
+    bundle = run(tmp_path, backbone, ("y",), one_protein(), features=("onehot", "density"))
+    evidence, head = bundle.evidence(), Head.load(bundle)
+    assert "onehot" in evidence["baselines"] and evidence["metrics"]["spearman"] > 0.8
+    assert head.context.sites == (3, 7, 11, 15) and head.context.odds.shape == (22, 20)
+    model.heads.clear()
+    model.load_head("head", head)
+    from bioseq.errors import SequenceError
+
+    with pytest.raises(SequenceError, match="22 residues"):
+        model.predict(["MKTAYIAK"], ["head"])
+
+
+def test_same_spec_same_bytes(tmp_path, backbone):
+    a = run(
+        tmp_path, backbone, ("many_k",), output=str(tmp_path / "a"), name="same", models=("linear", "mlp")
+    )
+    b = run(
+        tmp_path, backbone, ("many_k",), output=str(tmp_path / "b"), name="same", models=("linear", "mlp")
+    )
+    assert a.manifest.files["model.safetensors"] == b.manifest.files["model.safetensors"]
+    assert a.manifest.files["calibration.json"] == b.manifest.files["calibration.json"]
+
+
+def test_nothing_is_written_on_bad_input_nor_over_something(tmp_path, backbone):
+    rows = table(60)
+    rows[4]["k"] = "high"
+    with pytest.raises(TableError, match=r"row 5;"):
+        run(tmp_path, backbone, ("k",), rows)
+    assert not (tmp_path / "head").exists()
+    (tmp_path / "head").mkdir()
+    with pytest.raises(OutputError, match="--force"):
+        run(tmp_path, backbone, ("k",))
+
+
+def test_a_head_of_another_backbone_is_refused(tmp_path, backbone):
+    import torch
+
+    from bioseq.bundle import load_backbone, save_backbone
+
+    bundle = run(tmp_path, backbone, ("k",))
+    other = load_backbone(open_bundle(backbone))
+    with torch.no_grad():
+        other.final_norm.bias += 1
+    save_backbone(tmp_path / "other", other, name="other", card="# o", evidence={}, licence="CC0-1.0")
+    with pytest.raises(BundleError, match="made for"):
+        load(tmp_path / "other").predict(["ACDEF"], [str(bundle.path)])
+
+
+def test_spec_round_trip_and_faults():
+    spec = FinetuneSpec(
+        labels="t.csv", targets=("a",), output="o", split=SplitSettings(kind="cluster"), lr=1e-3
+    )
+    assert FinetuneSpec.from_dict(json.loads(spec.to_json())) == spec
+    for bad, word in (
+        ({"targets": ()}, "targets"),
+        ({"targets": ("a", "a")}, "twice"),
+        ({"level": 1.0}, "level"),
+        ({"features": ("nope",)}, "nope"),
+        ({"residue_labels": "x", "task": "binary"}, "task"),
+        ({"split": {"kind": "column", "valid": 2.0}}, "split"),
+        ({"unknown": 1}, "unknown"),
+    ):
+        with pytest.raises(SpecError, match=word):
+            FinetuneSpec.from_dict({**spec.to_dict(), **bad})
+
+
+def residue_files(tmp_path, n=60):
+    rng = np.random.default_rng(0)
+    found = sequences(n, 3, 25, 40)
+    states = ["".join("H" if c in "AELKMQR" else "E" if c in "VIYFWT" else "C" for c in s) for s in found]
+    parts = ["SET=test" if i >= n * 0.8 else f"SET=train VALIDATION={i >= n * 0.6}" for i in range(n)]
+    masks = ["".join(rng.choice(list("01"), len(s), p=[0.1, 0.9])) for s in found]
+    names = ("sequences", "labels", "mask")
+    for name, rows in zip(names, (found, states, masks)):
+        text = "".join(f">p{i} {parts[i] if name == 'labels' else ''}\n{r}\n" for i, r in enumerate(rows))
+        (tmp_path / f"{name}.fasta").write_text(text)
+    return [str(tmp_path / f"{name}.fasta") for name in names]
+
+
+def test_residue_heads(tmp_path, backbone, model):
+    files = residue_files(tmp_path)
+    spec = FinetuneSpec(
+        labels=files[0], residue_labels=files[1], residue_mask=files[2], output=str(tmp_path / "head"),
+        base=str(backbone), bootstrap=40, neighbours=20, threads=1,
+    )  # fmt: skip
+    bundle = finetune(spec)
+    assert bundle.evidence()["metrics"]["accuracy"] > 0.65
+    model.heads.clear()
+    model.load_head("head", Head.load(bundle))
+    fresh = sequences(5, 77, 5, 60)
+    together = [p["head"] for p in model.predict(fresh, ["head"])]
+    for s, p in zip(fresh, together):
+        assert len(p["value"]) == len(s) == len(p["probabilities"]) and p["labels"] == ["C", "E", "H"]
+        assert math.isclose(sum(p["probabilities"][0]), 1, rel_tol=1e-6)
+        alone = model.predict([s], ["head"])[0]["head"]
+        np.testing.assert_allclose(alone["probabilities"], p["probabilities"], atol=1e-5)
+
+
+def test_the_command_writes_and_predict_reads(tmp_path, backbone):
+    from bioseq.cli import main
+
+    path = write_table(tmp_path / "t.csv", table(120))
+    head = tmp_path / "lysine"
+    arguments = ["--targets", "k", "--base", backbone, "--features", "composition", "--models", "linear"]
+    assert (
+        main(
+            [
+                "finetune",
+                str(path),
+                *map(str, arguments),
+                "--threads",
+                "1",
+                "--unit",
+                "share",
+                "-o",
+                str(head),
+            ]
+        )
+        == 0
+    )
+    fasta = tmp_path / "p.fasta"
+    fasta.write_text("".join(f">q{i}\n{s}\n" for i, s in enumerate(sequences(4, 8))))
+    common = ["predict", str(fasta), "--heads", str(head), "--model", str(backbone), "--threads", "1"]
+    out = tmp_path / "p.csv"
+    assert main([*common, "-o", str(out), "--nearest", "2"]) == 0
+    lines = out.read_text().splitlines()
+    assert lines[0].startswith("id,head,version,task,value,low,high,ood") and len(lines) == 5
+    assert main([*common, "-o", str(tmp_path / "p.jsonl")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert [r["id"] for r in rows] == ["q0", "q1", "q2", "q3"] and rows[0]["task"] == "regression"
+    assert main([*common, "-o", str(tmp_path / "p.parquet")]) == 0
+    import pyarrow.parquet as pq
+
+    assert pq.read_table(tmp_path / "p.parquet").num_rows == 4
+    bad = tmp_path / "bad.fasta"
+    bad.write_text(">ok\nACDEF\n>wrong\nAC1\n")
+    assert main(["predict", str(bad), *common[2:], "-o", str(tmp_path / "bad.csv")]) == 1
+    assert not (tmp_path / "bad.csv").exists()

@@ -1,0 +1,183 @@
+"""Metrics, calibration and splits against scikit-learn, scipy and first principles."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from heads_tables import sequences, table, write_table
+
+from bioseq import calibration, metrics, ranking, splits
+from bioseq.errors import TableError
+from bioseq.labels import TEST, TRAIN, VALID, read_labels
+
+RNG = np.random.default_rng(0)
+TRUTH = RNG.integers(0, 2, 300)
+SCORE = np.round(RNG.normal(size=300) + TRUTH, 1)  # rounded: many ties
+
+
+def test_ranking_scores_equal_scipy_and_sklearn():
+    stats, sk = pytest.importorskip("scipy.stats"), pytest.importorskip("sklearn.metrics")
+    values = np.round(RNG.normal(size=300), 1)
+    assert ranking.spearman(values, SCORE) == pytest.approx(stats.spearmanr(values, SCORE).statistic)
+    assert ranking.auroc(TRUTH, SCORE) == pytest.approx(sk.roc_auc_score(TRUTH, SCORE))
+    assert ranking.average_precision(TRUTH, SCORE) == pytest.approx(sk.average_precision_score(TRUTH, SCORE))
+    gain = values - values.min()
+    distinct = SCORE + RNG.normal(scale=1e-6, size=300)
+    assert ranking.ndcg(values, distinct) == pytest.approx(sk.ndcg_score([gain], [distinct]))
+    assert np.isnan(ranking.auroc(np.ones(5), np.arange(5)))
+
+
+def test_class_scores_equal_sklearn():
+    sk = pytest.importorskip("sklearn.metrics")
+    truth, called = RNG.integers(0, 3, 200), RNG.integers(0, 3, 200)
+    probabilities = np.eye(3)[called] * 0.8 + 0.1
+    got = metrics.multiclass(truth.astype(float), probabilities / probabilities.sum(1, keepdims=True))
+    assert got["accuracy"] == pytest.approx(sk.accuracy_score(truth, called))
+    assert got["macro_f1"] == pytest.approx(sk.f1_score(truth, called, average="macro"))
+    assert got["mcc"] == pytest.approx(sk.matthews_corrcoef(truth, called))
+    own = metrics.binary(TRUTH.astype(float), calibration.sigmoid(SCORE), 0.6)
+    assert own["f1"] == pytest.approx(sk.f1_score(TRUTH, calibration.sigmoid(SCORE) >= 0.6))
+    assert own["mcc"] == pytest.approx(sk.matthews_corrcoef(TRUTH, calibration.sigmoid(SCORE) >= 0.6))
+
+
+def test_missing_labels_do_not_count():
+    truth = TRUTH.astype(float)
+    holes = truth.copy()
+    holes[::3] = np.nan
+    keep = ~np.isnan(holes)
+    assert metrics.binary(holes, SCORE) == metrics.binary(truth[keep], SCORE[keep])
+
+
+def test_bootstrap_interval_covers_a_mean():
+    hits = 0
+    for seed in range(60):
+        x = np.random.default_rng(seed).normal(size=80)
+        low, high = metrics.bootstrap(80, lambda r, x=x: {"m": float(x[r].mean())}, rounds=200)["m"]
+        hits += low <= 0 <= high
+    assert 48 <= hits <= 60
+
+
+def test_conformal_intervals_cover_what_they_say():
+    covered = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        radius = calibration.conformal_radius(rng.standard_t(3, size=199), 0.9)
+        covered.append(np.mean(np.abs(rng.standard_t(3, size=2000)) <= radius))
+    assert 0.88 <= np.mean(covered) <= 0.93
+    assert calibration.conformal_radius(np.arange(5), 0.9) == np.inf
+
+
+def test_platt_and_temperature_mend_wrong_confidence():
+    rng = np.random.default_rng(1)
+    z = rng.normal(size=4000)
+    truth = (rng.random(4000) < calibration.sigmoid(z)).astype(float)
+    a, b = calibration.fit_platt(5 * z + 2, truth)
+    assert a == pytest.approx(0.2, abs=0.02) and b == pytest.approx(-0.4, abs=0.1)
+    before = calibration.reliability(truth, calibration.sigmoid(5 * z + 2)).ece
+    after = calibration.reliability(truth, calibration.sigmoid(a * (5 * z + 2) + b)).ece
+    assert after < 0.03 < before
+    logits = rng.normal(size=(4000, 3))
+    classes = np.array([rng.choice(3, p=p) for p in calibration.softmax(logits)])
+    assert calibration.fit_temperature(4 * logits, classes.astype(float)) == pytest.approx(0.25, abs=0.03)
+
+
+def test_f1_threshold_is_the_best_of_all():
+    p = calibration.sigmoid(SCORE)
+    best = max(metrics.f1(TRUTH, p >= t) for t in np.unique(p))
+    assert metrics.f1(TRUTH, p >= calibration.f1_threshold(TRUTH.astype(float), p)) == pytest.approx(best)
+
+
+# ------------------------------------------------------------------------------------------------- splits
+
+
+def families(n: int, size: int, seed: int = 0) -> tuple[list[str], list[int]]:
+    """Unrelated parents with `size` children each at about 80 % identity."""
+    rng = np.random.default_rng(seed)
+    out, family = [], []
+    for f, parent in enumerate(sequences(n, seed, 90, 120)):
+        for _ in range(size):
+            child = list(parent)
+            for at in rng.choice(len(child), len(child) // 5, replace=False):
+                child[at] = rng.choice(list("ACDEFGHIKLMNPQRSTVWY"))
+            out.append("".join(child))
+            family.append(f)
+    return out, family
+
+
+def family_table(tmp_path):
+    found, family = families(15, 4)
+    rows = [{"sequence": s, "y": i % 7, "family": f} for i, (s, f) in enumerate(zip(found, family))]
+    return read_labels(write_table(tmp_path / "t.csv", rows), ["y"], task="regression"), np.array(family)
+
+
+@pytest.mark.parametrize("mmseqs", [True, False])
+def test_cluster_split_keeps_families_whole_and_says_how(tmp_path, monkeypatch, mmseqs):
+    if not mmseqs:
+        monkeypatch.setattr(splits, "find_mmseqs", lambda: None)
+    elif splits.find_mmseqs() is None:
+        pytest.skip("MMseqs2 is not installed")
+    labels, family = family_table(tmp_path)
+    split = splits.make_split(labels, kind="cluster", seed=1)
+    assert all(len(set(split.part[family == f])) == 1 for f in range(15))
+    assert {TRAIN, VALID, TEST} == set(split.part.tolist())
+    assert ("MMseqs2" in split.how["way"] and "not installed" not in split.how["way"]) == mmseqs
+    assert split.how["leakage"]["share_over_50"] == 0.0
+    again = splits.make_split(labels, kind="cluster", seed=1)
+    assert (again.part == split.part).all()
+
+
+def test_random_split_measures_and_names_its_leakage(tmp_path):
+    labels, _ = family_table(tmp_path)
+    split = splits.make_split(labels, kind="random")
+    assert split.how["leakage"]["share_over_30"] > 0.5
+    assert any("30 % identity" in w for w in split.warnings)
+
+
+def variants(tmp_path):
+    wild = "ACDEFGHIKLMNPQRSTVWY"
+    rng = np.random.default_rng(0)
+    rows = {wild: 1.0}
+    while len(rows) < 200:
+        s = list(wild)
+        for at in rng.choice(20, rng.integers(1, 5), replace=False):
+            s[at] = rng.choice(list(wild))
+        rows["".join(s)] = float(rng.normal())
+    path = write_table(tmp_path / "v.csv", [{"sequence": s, "y": y} for s, y in rows.items()])
+    return read_labels(path, ["y"], wild_type=wild), wild
+
+
+def test_mutational_distance_split(tmp_path):
+    labels, wild = variants(tmp_path)
+    split = splits.make_split(labels)
+    distance = np.array([len(p) for p in splits.mutated(labels.sequences, wild)])
+    assert split.how["kind"] == "mutations"
+    assert distance[split.part == TEST].min() == 3 and distance[split.part != TEST].max() == 2
+
+
+@pytest.mark.parametrize("mode", ["contiguous", "modulo"])
+def test_position_split_shares_no_mutated_position(tmp_path, mode):
+    labels, wild = variants(tmp_path)
+    split = splits.make_split(labels, kind="position", position_mode=mode, valid=0.3, test=0.3)
+    places = splits.mutated(labels.sequences, wild)
+    of = {p: {int(x) for i in split.places(p) for x in places[i]} for p in (TRAIN, VALID, TEST)}
+    assert not (of[TRAIN] & of[TEST] or of[TRAIN] & of[VALID] or of[VALID] & of[TEST])
+    assert split.how["left_out"] == int((split.part == -1).sum()) > 0
+    if mode == "contiguous":
+        assert max(of[TRAIN]) < min(of[TEST])
+
+
+def test_a_table_too_small_to_split_is_refused(tmp_path):
+    path = write_table(tmp_path / "t.csv", table(9))
+    with pytest.raises(TableError, match="at least"):
+        splits.make_split(read_labels(path, ["k"]))
+
+
+def test_held_out_rows_and_dealt_validation(tmp_path):
+    rows = [
+        {**r, "cluster": f"c{i // 3}", "set": "valid" if i >= 40 else "train"}
+        for i, r in enumerate(table(60))
+    ]
+    labels = read_labels(write_table(tmp_path / "t.csv", rows), ["k"])
+    split = splits.make_split(labels, measure=False)
+    assert (split.part[40:] == TEST).all() and "held_out" in split.how
+    assert all(len({int(split.part[i]) for i in range(40) if i // 3 == c}) == 1 for c in range(13))
