@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bioseq.client_jobs import JobsMixin
 from bioseq.errors import MissingExtraError, SequenceError, ServiceError, SpecError
 from bioseq.remote import (
     Answer,
@@ -154,7 +155,7 @@ class _Base:
         return _Call("/v1/scan", {**body, "model": self.model, **options})
 
 
-class Client(_Base):
+class Client(JobsMixin, _Base):
     """Synchronous; safe to use from several threads. A context manager; closing it is optional.
 
     Raises `SequenceError` subclasses, `MutationError`, `NotFoundError` and `SpecError` as the local predictor

@@ -180,7 +180,7 @@ def error_of(response: httpx.Response) -> BioseqError:
         if found:
             return SequenceError(str(first.get("message")), index=int(found[1]))
         field = body.get("field")
-        return SpecError(detail, field=field) if field else InputError(detail)
+        return SpecError(detail.removeprefix(f"{field}: "), field=field) if field else InputError(detail)
     return ServiceError(
         detail, status=status, code=code, retry_after=float(retry) if retry.isdigit() else None
     )

@@ -124,6 +124,8 @@ def admit(
     register, accept_weak = admitted.pop("register", None), bool(admitted.pop("accept_weak", False))
     if register is not None:
         register = check_name(register)
+    if kind == "finetune":
+        admitted["name"] = admitted["name"] or register or "head"
     if kind == "pretrain":
         admitted["prepare"] = _prepare(prepare, take)
     elif "threads" in admitted:
