@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bioseq.alphabet import Alphabet, by_name
 from bioseq.batching import SPECIAL_TOKENS
+from bioseq.errors import SpecError
 from bioseq.masking import Masking, mask
 from bioseq.specs.pretrain import PretrainSpec
 from training.corpus import Corpus
@@ -69,6 +70,13 @@ class Batches:
             crop=spec.crop,
             order=spec.sampling,
         )
+        longest = min(int(corpus.lengths.max()), spec.crop) + SPECIAL_TOKENS
+        if longest > spec.micro_tokens:
+            raise SpecError(
+                f"{spec.micro_tokens} tokens do not hold the longest sequence ({longest} tokens).",
+                field="micro_tokens",
+                hint="Raise it, or set a smaller crop.",
+            )
 
     def step(self, step: int, rank: int = 0, world: int = 1) -> Step:
         """The micro-batches of a worker at a step."""

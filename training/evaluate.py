@@ -87,8 +87,13 @@ def perplexity(
                     masked[own] = alphabet.mask_id
                     items.append((masked, np.stack((own, window[own].astype(np.int64)))))
     lengths = np.array([len(masked) + 2 for masked, _ in items])
-    groups = plan(lengths, max(budget, int(lengths.max())))[team.rank :: team.world]
-    total, count = _sums(encoder, items, groups, alphabet, precision, team.device)
+    groups = plan(lengths, max(budget, int(lengths.max())))
+    # Sharded models need as many forward passes on every worker: the last turns may have nothing to count.
+    turns = -(-len(groups) // team.world)
+    mine = [
+        groups[at] if at < len(groups) else None for at in range(team.rank, turns * team.world, team.world)
+    ]
+    total, count = _sums(encoder, items, mine, alphabet, precision, team.device)
     total, seen = team.sum(total, float(count))
     return {
         "perplexity": math.exp(total / seen),
@@ -103,7 +108,7 @@ def perplexity(
 def _sums(
     encoder: PackedEncoder,
     items: list[tuple[np.ndarray, np.ndarray]],
-    groups: list[np.ndarray],
+    groups: list[np.ndarray | None],
     alphabet: Alphabet,
     precision: str,
     device: torch.device,
@@ -115,7 +120,8 @@ def _sums(
     cast = torch.autocast(device.type, torch.bfloat16) if half else contextlib.nullcontext()
     total, count = 0.0, 0
     try:
-        for group in groups:
+        for own in groups:
+            group = np.zeros(1, dtype=np.int64) if own is None else own
             batch = pack(ids, group, cls_id=alphabet.cls_id, eos_id=alphabet.eos_id)
             places = np.concatenate([items[i][1][0] + 1 + batch.cu_seqlens[n] for n, i in enumerate(group)])
             targets = torch.from_numpy(np.concatenate([items[i][1][1] for i in group])).to(device)
@@ -126,8 +132,9 @@ def _sums(
                     batch.max_seqlen,
                 )
                 logits = encoder.logits(hidden[torch.from_numpy(places).to(device)])
-            total += F.cross_entropy(logits.float(), targets, reduction="sum").item()
-            count += len(targets)
+            if own is not None:
+                total += F.cross_entropy(logits.float(), targets, reduction="sum").item()
+                count += len(targets)
     finally:
         encoder.train(was_training)
     return total, count

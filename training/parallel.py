@@ -61,9 +61,8 @@ class Trainee:
 
         for layer in self.encoder.layers:
             fully_shard(layer)
-        # `logits` is called beside `forward`: the root's own parameters (embedding, LM head) must be whole
-        # for both, so the module that holds the two calls is the root.
-        fully_shard(self.model, reshard_after_forward=False)
+        # `logits` is called after `forward`: the root's own parameters (embedding, LM head) stay whole.
+        fully_shard(self.encoder, reshard_after_forward=False)
         self.names = dict(self.encoder.named_parameters())
 
     def loss(self, micro: Micro) -> Tensor:
@@ -78,7 +77,7 @@ class Trainee:
             if not last and isinstance(self.model, nn.parallel.DistributedDataParallel):
                 stack.enter_context(self.model.no_sync())
             elif self.team.world > 1 and self.spec.workers.parallel == "fsdp":
-                self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
+                self.encoder.set_requires_gradient_sync(last)  # type: ignore[operator]
             loss = self.loss(micro)
             # DDP and FSDP2 average over workers; the loss is a sum divided by a global count.
             (loss * (scale * self.team.world)).backward()
@@ -163,7 +162,11 @@ def _like(value: Tensor, parameter: Tensor) -> Tensor:
     return value.to(parameter.device)
 
 
+def in_group() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
 def leave() -> None:
     """Leave the process group, if this process is in one."""
-    if dist.is_available() and dist.is_initialized():
+    if in_group():
         dist.destroy_process_group()

@@ -1,6 +1,6 @@
 """From sequence files to a corpus: check, stage, deduplicate, write.
 
-Three passes, each flat in memory but for 9 bytes a record (keep flag, cluster) in the last:
+Three passes, each flat in memory but for about 25 bytes a record (keep flag, cluster, length, offset) in the last:
 
 1. *stage*: each source is read as a stream, checked and encoded into chunks of about 32 M residues, with a
    128-bit digest of every sequence. A finished chunk is never made again, so a killed run resumes.
@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import shutil
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -315,7 +316,7 @@ class _Shards:
         self.folder = folder
         self.shards: list[dict[str, Any]] = []
         self.records = self.residues = 0
-        self._lengths: list[int] = []
+        self._lengths = array("i")
         self._handle: Any = None
         self._in_shard = 0
         self._counts = np.zeros(256, dtype=np.int64)

@@ -12,9 +12,10 @@ from bioseq.errors import CheckpointError, MissingExtraError, SpecError
 from bioseq.model.encoder import PackedEncoder
 from bioseq.specs.pretrain import PretrainSpec
 from training import checkpoint as checkpoints
+from training.batches import Batches
 from training.corpus import Corpus, open_corpus
 from training.loop import Outcome, check_resume, model_config, train
-from training.parallel import leave
+from training.parallel import in_group, leave
 from training.run_folder import RunFolder
 from training.team import Team, join
 
@@ -47,11 +48,13 @@ def engine(spec: PretrainSpec) -> str:
 
 
 def run_locally(spec: PretrainSpec, *, progress: bool = True) -> dict[str, Any]:
+    joined = in_group()
     team = join(spec.workers.gpus, spec.workers.count)
     try:
         return _run(spec, team, progress)
     finally:
-        leave()
+        if not joined:
+            leave()
 
 
 def _run(spec: PretrainSpec, team: Team, progress: bool) -> dict[str, Any]:
@@ -79,11 +82,13 @@ def _run(spec: PretrainSpec, team: Team, progress: bool) -> dict[str, Any]:
 
 
 def check_corpus(spec: PretrainSpec, corpus: Corpus) -> None:
+    """Raise `SpecError` if the run cannot be made on that corpus: its alphabet, clusters or lengths."""
     if corpus.manifest["alphabet"] != spec.alphabet:
         raise SpecError(
             f"the corpus holds {corpus.manifest['alphabet']}, the run asks for {spec.alphabet}.",
             field="alphabet",
         )
+    Batches(spec, corpus)
 
 
 def load_init(spec: PretrainSpec) -> PackedEncoder | None:

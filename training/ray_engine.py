@@ -18,8 +18,8 @@ import ray.train
 import torch
 from ray.train import Checkpoint as RayCheckpoint
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
 
 from bioseq.errors import BioseqError, CheckpointError, InputError, OutputError, ResourceError, SpecError
 from bioseq.output import atomic_file

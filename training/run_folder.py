@@ -56,12 +56,12 @@ class RunFolder:
         """Write the spec; forget metrics of steps after the checkpoint, which will be done again."""
         if not self.team.leads:
             return
+        self._trackers = Trackers(self.spec, self.path, first)
         with atomic_file(self.path / "spec.json", force=True) as file:
             file.write_text(self.spec.to_json())
         rows = [r for r in read_metrics(self.path) if r["step"] <= first]
         with atomic_file(self.path / "metrics.jsonl", force=True) as file:
             file.write_text("".join(json.dumps(r) + "\n" for r in rows))
-        self._trackers = Trackers(self.spec, self.path, first)
         self._done = first
         self._bar = Progress(
             self.spec.steps - first, self.spec.name, unit="steps", enabled=self._progress
@@ -106,12 +106,15 @@ class RunFolder:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl; a last line cut by a kill is left out."""
+    """The rows of a run's metrics.jsonl, one a kind and step (the last written); a line cut by a kill is left
+    out."""
     file = path / "metrics.jsonl"
-    rows = []
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
     for line in file.read_text("utf-8").splitlines() if file.exists() else []:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             continue
-    return rows
+        rows.pop((row["kind"], row["step"]), None)
+        rows[row["kind"], row["step"]] = row
+    return sorted(rows.values(), key=lambda row: row["step"])

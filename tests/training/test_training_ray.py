@@ -1,0 +1,106 @@
+"""The loop under Ray Train. Slow to start: one Ray for all tests here."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+ray = pytest.importorskip("ray")
+
+from bioseq.errors import OutputError, ResourceError  # noqa: E402
+from training import checkpoint as checkpoints  # noqa: E402
+from training.corpus import open_corpus  # noqa: E402
+from training.loop import DivergedError  # noqa: E402
+from training.pretrain import run  # noqa: E402
+from training.run_folder import read_metrics  # noqa: E402
+
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray(tmp_path_factory):
+    # Ray's sockets need short paths.
+    os.environ.setdefault("RAY_TMPDIR", "/tmp/ray-training-tests")
+    Path(os.environ["RAY_TMPDIR"], "ray").mkdir(parents=True, exist_ok=True)
+    here = str(Path(__file__).parent)
+    ray.init(
+        address="local",
+        num_cpus=4,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": here, "OMP_NUM_THREADS": "1"}},
+    )
+    yield
+    ray.shutdown()
+
+
+def _losses(folder: Path) -> dict[int, float]:
+    return {r["step"]: r["loss"] for r in read_metrics(folder) if r["kind"] == "train"}
+
+
+def test_a_worker_killed_mid_run_loses_no_step(tiny, tmp_path):
+    local = tiny(output=str(tmp_path / "local"), eval__every=10)
+    run(local, progress=False)
+    spec = local.override({"output": str(tmp_path / "ray"), "engine": "ray", "workers.count": 2})
+    marker = str(tmp_path / "killed")
+
+    def hook(step: int) -> None:
+        if step == 12 and ray.train.get_context().get_world_rank() == 1 and not os.path.exists(marker):
+            open(marker, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    from training.ray_engine import run_on_ray
+
+    summary = run_on_ray(spec, progress=False, hook=hook)
+    assert os.path.exists(marker)
+    a, b = _losses(tmp_path / "local"), _losses(tmp_path / "ray")
+    assert b.keys() == set(range(1, 21)), "a step is missing"
+    assert max(abs(a[s] - b[s]) for s in a) < 1e-4
+    assert summary["steps"] == 20
+    assert checkpoints.last(tmp_path / "ray" / "checkpoints").step == 20
+    import bioseq
+
+    assert bioseq.load(tmp_path / "ray" / "best", threads=1).embed(["MKV"]).shape == (1, 32)
+
+
+def test_ray_and_local_go_on_from_each_other(tiny, tmp_path):
+    spec = tiny(output=str(tmp_path / "run"), engine="ray", steps=20)
+    reference = tiny(output=str(tmp_path / "reference"), steps=20)
+    run(reference, progress=False)
+    run(spec.override({"steps": 15, "schedule.decay": 0}), progress=False)
+    # The first 15 steps were all stable, so the run may be prolonged, here by the other engine.
+    run(spec.override({"engine": "local", "resume": True}), progress=False)
+    a, b = _losses(tmp_path / "reference"), _losses(tmp_path / "run")
+    assert a.keys() == b.keys() and max(abs(a[s] - b[s]) for s in a) < 1e-4
+
+
+def test_refusals_come_before_the_run(tiny, tmp_path):
+    with pytest.raises(ResourceError, match=r"workers\.count: 9 worker\(s\) need 9 CPU"):
+        run(tiny(engine="ray", workers__count=9), progress=False)
+    with pytest.raises(OutputError, match="storage: cannot write to /proc/nothing"):
+        run(tiny(engine="ray", storage="/proc/nothing", output=str(tmp_path / "b")), progress=False)
+    assert not (tmp_path / "b" / "spec.json").exists()
+
+
+def test_divergence_is_told_and_not_tried_again(tiny, tmp_path):
+    spec = tiny(
+        engine="ray", output=str(tmp_path / "bad"), optimiser__lr=1e30, optimiser__clip=1e30, steps=10
+    )
+    with pytest.raises(DivergedError, match=r"step \d: the loss is (nan|inf)"):
+        run(spec, progress=False)
+
+
+def test_sources_staged_in_parallel_give_the_same_bytes(tmp_path):
+    from training_helpers import proteins
+
+    from training.prepare import Prepare, prepare
+
+    for i in range(3):
+        (tmp_path / f"{i}.txt").write_text("\n".join(proteins(40, i)))
+    plan = Prepare(sources=tuple(str(tmp_path / f"{i}.txt") for i in range(3)))
+    for name, parallel in (("ray", True), ("plain", False)):
+        prepare(plan, tmp_path / name, progress=False, parallel=parallel)
+    one, two = ((tmp_path / n / "manifest.json").read_bytes() for n in ("ray", "plain"))
+    assert one == two and len(open_corpus(tmp_path / "ray")) == 120
