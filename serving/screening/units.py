@@ -51,7 +51,7 @@ def connect(work: Path, *, threads: int = 1, memory: str = DATABASE_MEMORY) -> d
     """An in-memory DuckDB that spills under `work` and never reads a user's configuration."""
     spill = work / "spill"
     spill.mkdir(parents=True, exist_ok=True)
-    return duckdb.connect(
+    connection = duckdb.connect(
         config={
             "memory_limit": memory,
             "threads": threads,
@@ -61,6 +61,8 @@ def connect(work: Path, *, threads: int = 1, memory: str = DATABASE_MEMORY) -> d
             "autoload_known_extensions": False,
         }
     )
+    connection.execute("SET enable_progress_bar = false")  # it writes to standard output
+    return connection
 
 
 def stream(database: duckdb.DuckDBPyConnection, sql: str, rows: int) -> pa.RecordBatchReader:

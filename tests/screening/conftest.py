@@ -9,6 +9,7 @@ import pytest
 def ray_session():
     """One Ray for a file's in-process runs: a run uses the Ray that it finds."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves a test beside other work
     ray = pytest.importorskip("ray")
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
