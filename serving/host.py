@@ -19,7 +19,8 @@ import numpy as np
 
 from bioseq.errors import BioseqError, NotFoundError
 from serving.asks import Ask, Fault, Reply
-from serving.engine import Engine, EngineDead, Observer
+from serving.engine import Engine
+from serving.queueing import EngineDead, Observer
 
 if TYPE_CHECKING:
     from bioseq.predictor import Predictor

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from serving.asks import Ask, Reply
-from serving.engine import EngineDead
+from serving.queueing import EngineDead
 
 if TYPE_CHECKING:
     from serving.host import Host
@@ -61,7 +61,7 @@ class HandleLink:
             try:
                 return await method.remote(*args)
             except BackPressureError:
-                from serving.engine import Overloaded
+                from serving.queueing import Overloaded
 
                 raise Overloaded("too many requests wait for an engine.", 2.0) from None
             except (ActorDiedError, ActorUnavailableError, RayActorError, DeploymentUnavailableError):
