@@ -69,6 +69,12 @@ class Progress:
             json.dump(state, handle)
         os.replace(temporary, file)
 
+    def rename(self, label: str) -> None:
+        """A new label, for a second count beside the first."""
+        self.label = label
+        if self._bar is not None:
+            self._bar.set_description(label, refresh=False)
+
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:

@@ -42,7 +42,7 @@ class ScreenSpec(Spec):
     rank: str | None = None
     top: int | None = None
     diverse: int | None = None
-    diverse_threshold: float = 0.8
+    diverse_threshold: float = 0.9
     pareto: tuple[str, ...] = ()
     long_sequences: Literal["error", "window", "truncate"] = "window"
     max_length: int = 100_000

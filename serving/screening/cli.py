@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         "--diverse", type=positive_int, metavar="N", help="at most so many hits a neighbourhood"
     )
     pick.add_argument(
-        "--diverse-threshold", type=float, metavar="C", help="cosine that makes neighbours (default: 0.8)"
+        "--diverse-threshold", type=float, metavar="C", help="cosine that makes neighbours (default: 0.9)"
     )
     pick.add_argument(
         "--pareto",

@@ -220,7 +220,9 @@ class _Run:
     def _index(self) -> list[Piece]:
         done = self.folder.work / "index.json"
         if done.is_file():
-            return [Piece(**p) for p in json.loads(done.read_text("utf-8"))]
+            pieces = [Piece(**p) for p in json.loads(done.read_text("utf-8"))]
+            here = done.parent.absolute() / "index"  # the folder may have been moved since
+            return [dataclasses.replace(p, path=str(here / Path(p.path).name)) for p in pieces]
         import ray
 
         sizes = [i["bytes"] for i in self.manifest["inputs"]]
@@ -265,11 +267,11 @@ class _Run:
         if not waiting:
             return
         total = sum(s["units"] for s in plan.shards)
-        with Progress(plan.tokens, "screening", unit="tokens", enabled=self.progress) as bar:
+        tokens = sum(s["tokens"] for s in waiting)
+        with Progress(tokens, "screening", unit="tokens", enabled=self.progress) as bar:
             records = sum(s["units"] for s in done)
-            if done:
+            if done and self.progress:
                 print(f"resuming: {records} of {total} sequences are done", file=sys.stderr, flush=True)
-                bar.done = sum(s["tokens"] for s in done)
             warm: set[str] = set()
             for receipt in self._receipts(waiting, plan):
                 self.folder.commit([receipt])
@@ -281,7 +283,7 @@ class _Run:
                 else:
                     self.steady_tokens += receipt.tokens
                 self.steady_until = time.monotonic()
-                bar.label = f"screening, {records}/{total} sequences"
+                bar.rename(f"screening, {records}/{total} sequences")
                 bar.add(receipt.tokens)
         missing = [s["shard"] for s in plan.shards if s["shard"] not in self.folder.committed]
         if missing:

@@ -157,12 +157,13 @@ def _sequences(pieces: list[Piece], distinct: Path) -> Iterator[tuple[list[str],
 def cut_shards(work: Path, pieces: list[Piece], *, budget: int, keep_all: bool) -> Plan:
     """Writes shards/*.parquet and returns the plan, also as plan.json, which marks them whole.
 
-    A shard has about 16 batches of `budget` tokens, more where that would make over 4,096 shards.
+    A shard has 16 to 64 batches of `budget` tokens: few in a small library, so that all workers have some, many
+    in a large one, where each costs a file; more where that would make over 4,096 shards.
     """
     distinct = deduplicate(work, pieces)
     units = pq.ParquetFile(distinct).metadata.num_rows
     total = sum(p.residues for p in pieces) + SPECIAL_TOKENS * units
-    bound = max(16 * budget, -(-total // MAX_SHARDS))
+    bound = max(16 * budget, min(64 * budget, total // 256), -(-total // MAX_SHARDS))
     folder = work / "shards"
     folder.mkdir(exist_ok=True)
     shards: list[dict[str, Any]] = []
