@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bioseq import errors as kinds
-from bioseq.errors import BioseqError, InputError, SequenceError, ServiceError, SpecError
+from bioseq.errors import BioseqError, InputError, MissingExtraError, SequenceError, ServiceError, SpecError
 
 if TYPE_CHECKING:
     import httpx
 
     from bioseq.fasta import Record
 
+ARROW = "application/vnd.apache.arrow.stream"
+RETRIED = (429, 500, 502, 503, 504)
+PARALLEL = 4  # requests in flight
 PACK_RESIDUES = 50_000  # a request is no larger than this, for steady progress and cheap repetition
 
 
@@ -184,3 +189,92 @@ def error_of(response: httpx.Response) -> BioseqError:
     return ServiceError(
         detail, status=status, code=code, retry_after=float(retry) if retry.isdigit() else None
     )
+
+
+@dataclass(slots=True)
+class Call:
+    """One request: what to send, and how to read the answer."""
+
+    path: str
+    body: dict[str, Any]
+    arrow: bool = True
+    method: str = "POST"
+
+
+@dataclass
+class Base:
+    """Settings, limits, retries, and what each method asks: all but the sending."""
+
+    url: str
+    api_key: str | None = field(default=None, repr=False)
+    model: str = "default"
+    timeout: float = 600.0
+    retries: int = 8
+    transport: Any = None
+
+    def __post_init__(self) -> None:
+        try:
+            import httpx
+        except ModuleNotFoundError:
+            raise MissingExtraError("httpx", "client") from None
+        self._httpx = httpx
+        self.url = self.url.rstrip("/")
+        if not self.url.startswith(("http://", "https://")):
+            raise SpecError(f"{self.url!r} is no http or https URL.", field="url")
+        self.errors: list[SequenceError] = []
+        self._limits: dict[str, Any] | None = None
+
+    def _headers(self, call: Call) -> dict[str, str]:
+        headers = {"Accept": ARROW if call.arrow else "application/json"}
+        if self.api_key:
+            headers["Authorization"] = f"Bearer {self.api_key}"
+        return headers
+
+    def _pause(self, attempt: int, error: ServiceError) -> float | None:
+        """Seconds before the next try, or None to give up."""
+        if attempt >= self.retries or (error.status is not None and error.status not in RETRIED):
+            return None
+        if error.status == 500 and attempt >= 1:
+            return None  # an internal error that repeats is no accident
+        grown = min(30.0, 0.25 * 2**attempt) * (0.5 + random.random() / 2)
+        return max(grown, error.retry_after or 0.0)
+
+    def _broken(self, error: Exception) -> ServiceError:
+        return ServiceError(
+            f"{self.url} cannot be reached or broke off ({type(error).__name__}).",
+            code="service.unreachable",
+            hint="Check the URL and that `bioseq serve` runs there.",
+        )
+
+    def _read(self, response: httpx.Response, call: Call) -> Any:
+        if response.status_code >= 400:
+            raise error_of(response)
+        if not call.arrow:
+            return response.json() if response.content else None
+        import pyarrow as pa
+
+        try:
+            return pa.ipc.open_stream(io.BytesIO(response.content)).read_all()
+        except pa.ArrowInvalid as error:
+            raise self._broken(error) from None
+
+    # What each method asks and how its answer is read: shared by both clients.
+
+    def _embed_call(self, pack: Pack, options: dict[str, Any]) -> Call:
+        return Call("/v1/embed", {"sequences": pack.sequences, "model": self.model, **options})
+
+    def _logits_call(self, pack: Pack, options: dict[str, Any]) -> Call:
+        return Call("/v1/logits", {"sequences": pack.sequences, "model": self.model, **options})
+
+    def _predict_call(self, pack: Pack, options: dict[str, Any]) -> Call:
+        return Call("/v1/predict", {"sequences": pack.sequences, "model": self.model, **options})
+
+    def _score_call(
+        self, wild_type: str | Record, mutants: Sequence[str], strategy: str, options: dict[str, Any]
+    ) -> Call:
+        body = {"sequence": text_of(wild_type), "mutants": [str(m) for m in mutants], "strategy": strategy}
+        return Call("/v1/score", {**body, "model": self.model, **options})
+
+    def _scan_call(self, sequence: str | Record, strategy: str, options: dict[str, Any]) -> Call:
+        body = {"sequence": text_of(sequence), "strategy": strategy}
+        return Call("/v1/scan", {**body, "model": self.model, **options})
