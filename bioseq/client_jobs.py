@@ -123,9 +123,8 @@ class JobsMixin:
             and not value.startswith("file:")
             and "\n" not in value
             and len(value) < 4096
-        ):
-            if Path(value).is_file():
-                return f"file:{self.upload(value)['id']}"
+        ) and Path(value).is_file():
+            return f"file:{self.upload(value)['id']}"
         return value
 
     def jobs(

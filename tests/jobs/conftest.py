@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent.parent / "serving"))  # serving_helpers: tiny real bundles
 
+import httpx
 import pytest
 from jobs_helpers import NoOp, Rig
 
+from bioseq.registry import Registry
 from serving.settings import Settings
 
 
@@ -43,3 +46,48 @@ def rig(settings: Callable[..., Settings]) -> Callable[..., Rig]:
         return Rig(settings(**changes), executor or NoOp())
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Bundles: a tiny real backbone, and a head on it."""
+    from serving_helpers import make_backbone, make_head
+
+    from bioseq.bundle import open_bundle
+
+    folder = tmp_path_factory.mktemp("bundles")
+    base = make_backbone(folder / "tiny")
+    return {"tiny": base, "stability": make_head(folder / "stability", open_bundle(base), "stability")}
+
+
+@pytest.fixture
+def registry(tmp_path: Path, tiny: dict[str, Path]) -> Registry:
+    (tmp_path / "none").mkdir()
+    made = Registry(tmp_path / "registry", shipped=tmp_path / "none")
+    for folder in tiny.values():
+        made.register(folder)
+    made.alias("default", "tiny@1")
+    return made
+
+
+@pytest.fixture
+def api(
+    settings: Callable[..., Settings], registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
+    """`async with api() as http:` the service in this process, with a no-op executor: `http.noop`,
+    `http.store`."""
+
+    @contextlib.asynccontextmanager
+    async def start(executor: Any = None, **changes: Any) -> AsyncIterator[httpx.AsyncClient]:
+        from serving.app import in_process
+        from serving.jobs import loop
+
+        noop = executor or NoOp()
+        monkeypatch.setattr(loop, "make_executor", lambda: noop)
+        async with in_process(settings(**changes), registry=registry) as outer:
+            transport = httpx.ASGITransport(outer, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://bioseq", timeout=120) as http:
+                http.noop, http.outer, http.store = noop, outer, outer.service.extras["jobs"]  # type: ignore[attr-defined]
+                yield http
+
+    return start
