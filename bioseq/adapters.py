@@ -42,7 +42,7 @@ MODULES: dict[str, tuple[str, int | None]] = {
     "intermediate.dense": ("up", None),
     "output.dense": ("down", None),
 }
-_NEUTRAL = {  # settings of peft that must be off: they would change the numbers
+_NEUTRAL: dict[str, tuple[Any, ...]] = {  # settings of peft that must be off: they would change the numbers
     "use_dora": (False, None),
     "bias": ("none",),
     "modules_to_save": (None, []),

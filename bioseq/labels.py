@@ -139,7 +139,7 @@ def _column(columns: dict[str, list[str]], name: str, path: object) -> list[str]
     return columns[name]
 
 
-def _fail(what: str, rows: Sequence[int], hint: str | None = None) -> None:
+def _fail(what: str, rows: Sequence[int] | np.ndarray, hint: str | None = None) -> None:
     if len(rows):
         raise TableError(what, rows=[int(r) for r in rows], hint=hint)
 
@@ -159,7 +159,10 @@ def _number(text: str) -> float:
 
 def _clean_sequences(texts: Sequence[str], alphabet: Alphabet, max_residues: int | None) -> list[str]:
     """Upper case, final stop dropped. Illegal and empty ones are refused together, with rows."""
-    out, bad, empty, first = [], [], [], ""
+    out: list[str] = []
+    bad: list[int] = []
+    empty: list[int] = []
+    first = ""
     for row, text in enumerate(texts, 1):
         try:
             alphabet.encode(text)

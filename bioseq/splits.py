@@ -199,11 +199,11 @@ def leakage(
         way, shares = "estimated from common words of a reduced alphabet (MMseqs2 not installed)", {}
         holders: dict[int, list[int]] = defaultdict(list)
         for at, i in enumerate(train):
-            for w in _words(sequences[i]).tolist():
+            for w in _words(sequences[int(i)]).tolist():
                 holders[w].append(at)
-        chance = _chance(np.array([len(sequences[i]) for i in train]))
+        chance = _chance(np.array([len(sequences[int(i)]) for i in train]))
         for j, i in enumerate(test):
-            words = _words(sequences[i]).tolist()
+            words = _words(sequences[int(i)]).tolist()
             hits = np.fromiter((r for w in words for r in holders.get(w, ())), np.int64)
             share = np.bincount(hits, minlength=len(train)) / len(words)
             kept = float(np.maximum((share - chance) / (1 - chance), 0).max()) ** (1 / _WORD)

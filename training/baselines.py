@@ -115,11 +115,12 @@ def sequence_baselines(
     weight: np.ndarray,
     n_out: int,
     context: Context | None,
+    embedded: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Predictions on `test` by baseline, as `bioseq.metrics.score` takes them. The dicts have `train`, `valid`
-    and `test`; `context` for tables of one length."""
+    and `test`; `context` for tables of one length; `embedded` the training rows that have an embedding."""
     out = {"majority": _majority(task, y["train"], len(y["test"]), n_out)}
-    sets = {"composition_dipeptides": ("composition", "dipeptide")}
+    sets: dict[str, tuple[str, ...]] = {"composition_dipeptides": ("composition", "dipeptide")}
     if context is not None and context.sites:
         sets["onehot"] = ("onehot",)
     for name, chosen in sets.items():
@@ -132,14 +133,15 @@ def sequence_baselines(
             task, x["train"], y["train"], weight, x["valid"], y["valid"], widths, n_out
         )
         out[name] = predict(x["test"])
+    near = y["train"] if embedded is None else y["train"][embedded]
     best = (-np.inf, 1)
     for k in (1, 3, 10):
-        tried = _neighbours(task, embeddings["train"], y["train"], embeddings["valid"], k, n_out)
+        tried = _neighbours(task, embeddings["train"], near, embeddings["valid"], k, n_out)
         value = score(task, y["valid"], tried)[MAIN[task]]
         if value > best[0]:
             best = (value, k)
     out[f"nearest_{best[1]}"] = _neighbours(
-        task, embeddings["train"], y["train"], embeddings["test"], best[1], n_out
+        task, embeddings["train"], near, embeddings["test"], best[1], n_out
     )
     return out
 

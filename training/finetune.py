@@ -56,6 +56,7 @@ class Fit:
     adapter: Path | None = None
     architecture: dict[str, Any] = field(default_factory=dict)
     cost: dict[str, Any] = field(default_factory=dict)
+    embedded: np.ndarray | None = None  # training rows that have features; None: all
 
 
 def say(text: str) -> None:
@@ -103,11 +104,11 @@ def _wild_type(given: str | None) -> str | None:
 
 
 def thin(split: Split, spec: FinetuneSpec) -> dict[str, np.ndarray]:
-    """Places of the rows used in each part, after `max_train` and `max_test`; ascending."""
+    """Places of the rows used in each part, after `max_train`, `max_valid` and `max_test`; ascending."""
     rng = np.random.default_rng(spec.seed)
     most = {
         "train": spec.max_train,
-        "valid": None if spec.max_train is None else max(150, spec.max_train // 3),
+        "valid": spec.max_valid,
         "test": spec.max_test,
     }
     out = {}
@@ -227,7 +228,13 @@ def head_settings(
 def _frozen(spec: FinetuneSpec, parts: dict[str, Labels], predictor: Predictor) -> Fit:
     labels = parts["train"]
     features: dict[str, Any] = {}
+    embedded = np.arange(len(labels))
+    if spec.max_embedded is not None and spec.max_embedded < len(labels):
+        draw = np.random.default_rng(spec.seed).choice(len(labels), spec.max_embedded, replace=False)
+        embedded = np.sort(draw)
     for part, some in parts.items():
+        if part == "train":
+            some = some.take(embedded)
         found, cached = embed_cached(
             predictor, some.sequences, cache=spec.cache, label=f"embedding the {part} rows"
         )
@@ -237,8 +244,10 @@ def _frozen(spec: FinetuneSpec, parts: dict[str, Labels], predictor: Predictor) 
     wanted = spec.features is None or "density" in spec.features
     context = site_context(parts, predictor, density=wanted)
     both = [parts["train"], parts["valid"]]
+    known = np.full((len(labels), features["train"].shape[1]), np.nan, np.float32)
+    known[embedded] = features["train"]
     rows = Rows(
-        np.concatenate([features["train"], features["valid"]]),
+        np.concatenate([known, features["valid"]]),
         [clean(s) for p in both for s in p.sequences],
         np.concatenate([p.y for p in both]),
         np.concatenate([p.weights for p in both]),
@@ -268,7 +277,7 @@ def _frozen(spec: FinetuneSpec, parts: dict[str, Labels], predictor: Predictor) 
         assert context is not None and context.odds is not None
         tensors["density.odds"] = torch.from_numpy(context.odds)
     settings = head_settings(parts, "frozen", best.blocks, context)
-    return Fit(settings, tensors, features, best.out, best.y, best.setting, best.tried)
+    return Fit(settings, tensors, features, best.out, best.y, best.setting, best.tried, embedded=embedded)
 
 
 def _residues(spec: FinetuneSpec, parts: dict[str, Labels], predictor: Predictor) -> Fit:
@@ -324,7 +333,7 @@ def _finish(
         else v
         for k, v in fit.tensors.items()
     }
-    train = parts["train"]
+    train = parts["train"] if fit.embedded is None else parts["train"].take(fit.embedded)
     one_protein = len({len(s) for s in train.sequences}) == 1
     pooled = judge.pooled(labels.task, fit.features["train"])
     domain = fit_domain(

@@ -47,6 +47,12 @@ def parser() -> argparse.ArgumentParser:
     rows.add_argument("--id-column", metavar="COLUMN", help="default: id")
     rows.add_argument("--replicates", choices=("error", "mean"), help="one sequence with several values")
     rows.add_argument("--max-train", type=positive_int, help="use at most so many training rows")
+    rows.add_argument("--max-valid", type=positive_int, help="choose and calibrate on at most so many rows")
+    rows.add_argument(
+        "--max-embedded",
+        type=positive_int,
+        help="embed at most so many training rows; the rest train the features",
+    )
     rows.add_argument("--max-test", type=positive_int, help="judge on at most so many rows")
     split = p.add_argument_group("split")
     split.add_argument(

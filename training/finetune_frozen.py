@@ -43,8 +43,7 @@ ANY_PROTEIN = (
 )
 ONE_PROTEIN = (
     ("embedding",),
-    ("embedding", "onehot"),
-    ("embedding", "onehot", "density"),
+    ("onehot", "density"),
     ("embedding", "onehot", "properties", "mutations", "density"),
     ("onehot", "properties", "mutations", "density"),
 )
@@ -88,11 +87,16 @@ def feature_matrix(
 
 
 def candidates(
-    context: Context | None, models: tuple[str, ...], only: tuple[str, ...] | None
+    context: Context | None,
+    models: tuple[str, ...],
+    only: tuple[str, ...] | None,
+    sets: tuple[tuple[str, ...], ...] | None = None,
 ) -> list[tuple[str, tuple[str, ...]]]:
-    """(model, blocks) to try."""
+    """(model, blocks) to try: every model on `sets` if they are given."""
+    if sets is not None:
+        return [(model, s) for model in models for s in sets]
     if only is not None:
-        sets: tuple[tuple[str, ...], ...] = (("embedding", *(b for b in only if b != "embedding")),)
+        sets = (("embedding", *(b for b in only if b != "embedding")),)
     elif context is None:
         sets = ANY_PROTEIN
     else:
@@ -100,8 +104,8 @@ def candidates(
         if context.odds is None:
             sets = tuple(dict.fromkeys(tuple(b for b in s if b != "density") for s in sets))
     out = [("linear", s) for s in sets if "linear" in models]
-    # networks on the smallest and the richest sets only: the rest says little more for its time
-    rich = sets if context is not None else dict.fromkeys((sets[0], sets[-1]))
+    # networks on few sets only: the others say little more for their time
+    rich = sets[-2:] if context is not None else tuple(dict.fromkeys((sets[0], sets[-1])))
     return out + [("mlp", s) for s in rich if "mlp" in models]
 
 
@@ -120,6 +124,7 @@ def fit_frozen(
     context: Context | None,
     models: tuple[str, ...] = ("linear", "mlp"),
     only: tuple[str, ...] | None = None,
+    sets: tuple[tuple[str, ...], ...] | None = None,
     balance: str = "auto",
     seed: int = 0,
     tick: Callable[[str], None] | None = None,
@@ -131,7 +136,7 @@ def fit_frozen(
     order = np.argsort(held)
     best: Chosen | None = None
     best_score, tried = -np.inf, []
-    for model, chosen in candidates(context, models, only):
+    for model, chosen in candidates(context, models, only, sets):
         x, widths = feature_matrix(chosen, rows.embeddings, rows.sequences, context or Context())
         runner = _linear if model == "linear" else _network
         here = -np.inf

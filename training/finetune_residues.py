@@ -50,7 +50,7 @@ class Stack(nn.Module):
         return x_FT[0].T
 
     def tensors(self) -> Convolutions:
-        return [(c.weight.detach().clone(), c.bias.detach().clone()) for c in self.convs]  # type: ignore[union-attr, operator]
+        return [(c.weight.detach().clone(), c.bias.detach().clone()) for c in self.convs]  # type: ignore[operator]
 
 
 def lay(inputs: list[torch.Tensor], gap: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -85,7 +85,7 @@ def fit_tuned(
     residue = labels.task == "per_residue"
     encoder = build_encoder(predictor.config, predictor.encoder.state_dict())
     offset, scale, start = _start(spec, parts, predictor, n_outputs(labels))
-    task = {
+    task: dict[str, Any] = {
         "spec": spec.to_dict(),
         "method": method,
         "config": encoder.config.to_dict(),

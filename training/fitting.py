@@ -23,18 +23,19 @@ BLOCK_GAIN = 4.0
 
 @dataclass
 class Standard:
-    """(x - mean) * scale, float32 [F] each."""
+    """(x - mean) * scale, float32 [F] each; NaN (an embedding that was not computed) becomes the mean."""
 
     mean: np.ndarray
     scale: np.ndarray
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        return ((x - self.mean) * self.scale).astype(np.float32)
+        return np.nan_to_num((x - self.mean) * self.scale, nan=0.0).astype(np.float32)
 
 
 def standardise(x: np.ndarray, widths: Sequence[int]) -> Standard:
     """From training rows [N, F] made of blocks of these widths. Constant columns get scale 0."""
-    mean, spread = x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64)
+    mean = np.asarray(np.nanmean(x, axis=0, dtype=np.float64))
+    spread = np.asarray(np.nanstd(x, axis=0, dtype=np.float64))
     size = np.concatenate([np.full(w, w, dtype=np.float64) for w in widths]) if len(widths) else np.ones(0)
     scale = np.where(spread > 1e-8, BLOCK_GAIN / np.maximum(spread, 1e-8) / np.sqrt(size), 0.0)
     return Standard(mean.astype(np.float32), scale.astype(np.float32))

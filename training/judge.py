@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from bioseq.predictor import Predictor
     from training.finetune import Fit
 
-SHUFFLED = 300  # test proteins whose shuffled residues the out-of-domain score is tried on
+SHUFFLED = 200  # test proteins whose shuffled residues the out-of-domain score is tried on
 
 Scorer = Callable[[np.ndarray], dict[str, float]]
 
@@ -204,6 +204,7 @@ def _baselines(task: str, parts: dict[str, Labels], fit: Fit) -> dict[str, Any]:
         parts["train"].weights,
         n_out,
         context,
+        fit.embedded,
     )
 
 
@@ -265,9 +266,7 @@ def _domain(
     natural = [clean(test.sequences[i]) for i in chosen]
     noise = shuffled(natural, spec.seed + 77)
     inside = head.domain.score(pooled(head.task, [fit.features["test"][i] for i in chosen]), natural)
-    embedded = np.stack(
-        predictor.embed(noise, long_sequences="window") if len(noise) else np.zeros((0, 1), np.float32)
-    )
+    embedded = np.asarray(predictor.embed(noise, long_sequences="window"))
     outside = head.domain.score(embedded, noise)
     truth = np.r_[np.zeros(len(inside)), np.ones(len(outside))]
     return {"how": how, "auroc_shuffled": auroc(truth, np.r_[inside, outside]), "pairs": len(chosen)}
@@ -275,7 +274,12 @@ def _domain(
 
 def _notes(spec: FinetuneSpec, labels: Labels, split: Split, parts: dict[str, Labels]) -> list[str]:
     notes = list(labels.notes)
-    for name, count in (("train", spec.max_train), ("test", spec.max_test)):
+    embedded = spec.max_embedded
+    if embedded is not None and embedded < len(parts["train"]) and (spec.method or "frozen") == "frozen":
+        notes.append(
+            f"{embedded} of the training rows were embedded; the others trained the sequence features alone"
+        )
+    for name, count in (("train", spec.max_train), ("valid", spec.max_valid), ("test", spec.max_test)):
         if count is not None and split.how[name] > len(parts[name]):
             notes.append(f"a seeded {len(parts[name])} of {split.how[name]} {name} rows were used")
     if labels.task == "multilabel":

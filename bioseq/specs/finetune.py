@@ -87,8 +87,9 @@ class FinetuneSpec(Spec):
     features: sequence features beside the embedding, or None to let the validation part choose; see
     bioseq.features. models: which frozen models to try.
     weight: column of row weights. replicates: what to do with one sequence's several values: `error` or `mean`.
-    max_train, max_test: at most so many training (and a third as many validation) and test rows, seeded; None is
-    all.
+    max_train, max_valid, max_test: at most so many rows of each part, seeded; None is all. max_embedded: of the
+    training rows of a frozen head at most so many are embedded; the others train the sequence features alone, their
+    embedding set to the mean.
     epochs, lr, batch_tokens, lora: of `lora` and `full`. workers: Ray Train processes for those.
     level: of prediction intervals. neighbours: training examples kept for `nearest`.
     """
@@ -111,7 +112,9 @@ class FinetuneSpec(Spec):
     replicates: Literal["error", "mean"] = "error"
     class_weights: Literal["auto", "none", "balanced"] = "auto"
     max_train: int | None = None
+    max_valid: int | None = None
     max_test: int | None = None
+    max_embedded: int | None = None
     epochs: int = 10
     lr: float | None = None
     batch_tokens: int = 4096
@@ -155,7 +158,7 @@ class FinetuneSpec(Spec):
         for name, least in (("epochs", 1), ("workers", 1), ("batch_tokens", 64), ("bootstrap", 20)):
             if getattr(self, name) < least:
                 raise SpecError(f"{getattr(self, name)} is below {least}.", field=name)
-        for name in ("max_train", "max_test"):
+        for name in ("max_train", "max_valid", "max_test", "max_embedded"):
             value = getattr(self, name)
             if value is not None and value < 20:
                 raise SpecError(f"{value} is below 20.", field=name)
