@@ -55,8 +55,8 @@ def secure_ray(home: str) -> None:
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file(home))
 
 
-def check_address(settings: Settings) -> None:
-    """Raises `ServiceError` off loopback without keys, `ResourceError` if the port is taken."""
+def check_keys(settings: Settings) -> None:
+    """Raises `ServiceError` off loopback without keys, `ResourceError` for a database that cannot be used."""
     from serving.database.base import Database
     from serving.database.keys import Keys
 
@@ -70,6 +70,10 @@ def check_address(settings: Settings) -> None:
             code="serve.insecure",
             hint="Make one: bioseq keys create NAME. Or serve on 127.0.0.1, or say --insecure.",
         )
+
+
+def check_port(settings: Settings) -> None:
+    """Raises `ResourceError` if the port cannot be had."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -152,8 +156,9 @@ def run(
     """Serve until SIGTERM, SIGINT or `stop`; then drain and leave nothing behind. Returns the exit code."""
     began = time.monotonic()
     exact = check_model(settings)
+    check_keys(settings)
     if address is None:
-        check_address(settings)
+        check_port(settings)
     stop = stop or threading.Event()
     with ray_session(settings, address, num_cpus) as ray:
         from ray import serve
