@@ -92,7 +92,7 @@ def protein_8m() -> PretrainSpec:
     return PretrainSpec(
         name="protein_8m",
         model=ArchitectureSpec(n_layers=6, d_model=320, n_heads=20, d_ff=1280, init="local"),
-        steps=2600,
+        steps=2800,
         tokens_per_step=2048,
         micro_tokens=2048,
         crop=254,
@@ -100,7 +100,7 @@ def protein_8m() -> PretrainSpec:
         precision="bfloat16",
         masking=MaskingSpec(rate=0.25, mask=0.9, random=0.05),
         optimiser=OptimiserSpec(lr=1e-3),
-        schedule=ScheduleSpec(kind="wsd", warmup=100, decay=800, final=0.01),
+        schedule=ScheduleSpec(kind="wsd", warmup=100, decay=900, final=0.01),
         eval=EvalSpec(every=200, proteins=150, passes=1),
         checkpoint_every=250,
         checkpoint_minutes=3.0,
