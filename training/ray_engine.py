@@ -7,6 +7,7 @@ so that nothing depends on which node the leading worker ran.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -32,6 +33,7 @@ from training.run_folder import RunFolder
 from training.team import Team
 
 _RAY = "ray"  # folder of Ray's own storage in a run's folder
+_FAILED = "failed.json"
 _NEWEST = "newest"  # the checkpoint's folder inside what Ray stores
 # Every worker meets these alike, and a retry would meet them again.
 _FINAL = (DivergedError, CheckpointError, SpecError, InputError)
@@ -67,7 +69,7 @@ class RaySink(RunFolder):
                 shutil.copytree(self._scratch / checkpoints.BEST, folder / checkpoints.BEST)
             stored = RayCheckpoint.from_directory(str(folder))
         ray.train.report({"step": state["step"], "tokens": state["tokens"]}, checkpoint=stored)
-        self._last = f"step {state['step']} in {ray.train.get_context().get_storage().experiment_fs_path}"
+        self._last = f"step {state['step']}"
 
     def best(self, state: dict[str, Any], trainee: Trainee) -> None:
         model = trainee.model_tensors()
@@ -111,7 +113,12 @@ def _worker(config: dict[str, Any]) -> None:
             spec, corpus, team, sink, start=start, init=init, hook=config.get("hook") or (lambda step: None)
         )
     except _FINAL as error:
-        ray.train.report({"failed": error.message, "hint": error.hint, "code": error.code})
+        # Not raised: Ray would try again, and keeps no metrics of a report without checkpoint.
+        if team.leads:
+            failed = {"failed": error.message, "hint": error.hint, "code": error.code}
+            system, path = _open_storage(config["storage"])
+            with system.open_output_stream(f"{path}/{spec.name}/{_FAILED}") as handle:
+                handle.write(json.dumps(failed).encode())
     finally:
         sink.close()
 
@@ -149,6 +156,7 @@ def run_on_ray(spec: PretrainSpec, *, progress: bool = True, hook: Any = None) -
                 "progress": progress,
                 "start": str(local.path) if local else None,
                 "hook": hook,
+                "storage": storage,
             },
             scaling_config=ScalingConfig(
                 num_workers=(least, spec.workers.count) if least else spec.workers.count,  # type: ignore[arg-type]
@@ -170,12 +178,12 @@ def run_on_ray(spec: PretrainSpec, *, progress: bool = True, hook: Any = None) -
                 f"the run failed under Ray: {first[-1] if first else type(error).__name__}",
                 hint=f"Checkpoints are in {storage}; pass --resume to go on.",
             ) from error
-        failed = (result.metrics or {}).get("failed")
+        failed = _failure(storage, spec.name)
         if result.checkpoint is not None:
             with result.checkpoint.as_directory() as stored:
                 _bring_home(Path(stored), folder, spec.keep)
         if failed:
-            raise _again(result.metrics or {})
+            raise failed
         last = checkpoints.last(folder / "checkpoints")
         if last is None:
             raise ResourceError("Ray finished the run without a checkpoint.", hint=f"Look at {storage}.")
@@ -186,13 +194,28 @@ def run_on_ray(spec: PretrainSpec, *, progress: bool = True, hook: Any = None) -
             ray.shutdown()
 
 
-def _again(metrics: dict[str, Any]) -> BioseqError:
-    """A worker's error, raised once more here."""
+def _failure(storage: str, name: str) -> BioseqError | None:
+    """A worker's error, to be raised once more here."""
+    from pyarrow import fs
+
+    system, path = _open_storage(storage)
+    file = f"{path}/{name}/{_FAILED}"
+    if system.get_file_info(file).type == fs.FileType.NotFound:
+        return None
+    with system.open_input_stream(file) as handle:
+        told = json.loads(handle.read())
+    system.delete_file(file)
     kinds = {kind.code: kind for kind in _FINAL}
-    kind = kinds.get(metrics["code"], BioseqError)
-    error = kind(metrics["failed"], hint=metrics.get("hint"))
-    error.code = metrics["code"]
+    error = kinds.get(told["code"], BioseqError)(told["failed"], hint=told["hint"])
+    error.code = told["code"]
     return error
+
+
+def _open_storage(storage: str) -> tuple[Any, str]:
+    """(pyarrow filesystem, path in it)."""
+    from pyarrow import fs
+
+    return fs.FileSystem.from_uri(storage) if "://" in storage else (fs.LocalFileSystem(), storage)
 
 
 def _bring_home(stored: Path, folder: Path, keep: int) -> None:
@@ -219,11 +242,9 @@ def _storage(spec: PretrainSpec, folder: Path) -> str:
 
     storage = spec.storage or str(folder / _RAY)
     try:
-        if "://" in storage:
-            system, path = fs.FileSystem.from_uri(storage)
-        else:
+        if "://" not in storage:
             storage = str(Path(storage).resolve())
-            system, path = fs.LocalFileSystem(), storage
+        system, path = _open_storage(storage)
         run = f"{path}/{spec.name}"
         if not spec.resume and system.get_file_info(run).type != fs.FileType.NotFound:
             raise OutputError(

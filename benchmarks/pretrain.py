@@ -1,0 +1,178 @@
+"""Pretraining throughput: the bare loop, the loop under Ray Train, and the transformers Trainer, in one run.
+
+    python benchmarks/pretrain.py [--recipe protein_8m] [--seconds 60] [--dtype float32] [--gpu]
+
+Every side trains the same shape on the same proteins (whole, up to 1,022 residues), at the same dtype and
+threads, from random weights, with AdamW. Tokens are useful ones: residues and the two special tokens, never
+padding. Start-up is apart: the first quarter of the steps is not counted. The Trainer's figure is the better
+of random and length-grouped padded batches. All must end at a loss below the first step's, else no figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _common import host, read_proteins, versions, write_result
+
+from bioseq.alphabet import protein
+from training.corpus import open_corpus
+from training.prepare import Prepare, prepare
+from training.pretrain import run
+from training.recipes import recipe
+from training.run_folder import read_metrics
+
+
+def loop_rate(folder: Path, steps: int) -> float:
+    """Tokens/s between the end of the first quarter and the last step, by the clock on the wall."""
+    rows = [r for r in read_metrics(folder) if r["kind"] == "train"]
+    first = next(r for r in rows if r["step"] >= steps // 4)
+    last = rows[-1]
+    assert last["loss"] < rows[0]["loss"], "the loss did not fall"
+    return (last["tokens"] - first["tokens"]) / (last["time"] - first["time"])
+
+
+def trainer_rate(spec: Any, sequences: list[str], steps: int, grouped: bool, gpu: bool) -> float:
+    import transformers
+    from transformers import EsmConfig, EsmForMaskedLM, Trainer, TrainerCallback, TrainingArguments
+
+    transformers.logging.set_verbosity_error()
+    m = spec.model
+    config = EsmConfig(
+        vocab_size=33, mask_token_id=32, pad_token_id=1, hidden_size=m.d_model, num_hidden_layers=m.n_layers,
+        num_attention_heads=m.n_heads, intermediate_size=m.d_ff, max_position_embeddings=1026,
+        position_embedding_type="rotary", token_dropout=True, layer_norm_eps=1e-5, emb_layer_norm_before=False,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = EsmForMaskedLM(config)
+    a = protein()
+    rows = [np.concatenate(([a.cls_id], a.encode(s).ids, [a.eos_id])) for s in sequences]
+    mean = float(np.mean([len(r) for r in rows]))
+    per_batch = max(1, round(spec.micro_tokens / mean))
+    draw = np.random.default_rng(0)
+    useful: list[int] = []
+    stamps: list[float] = []
+    losses: list[float] = []
+
+    def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        ids = [i["input_ids"] for i in items]
+        longest = max(map(len, ids))
+        tokens = np.full((len(ids), longest), a.pad_id)
+        attention = np.zeros((len(ids), longest), dtype=np.int64)
+        for row, x in enumerate(ids):
+            tokens[row, : len(x)], attention[row, : len(x)] = x, 1
+        labels = np.where((draw.random(tokens.shape) < 0.15) & (tokens > 3), tokens, -100)
+        fate = draw.random(tokens.shape)
+        tokens = np.where((labels >= 0) & (fate < 0.8), a.mask_id, tokens)
+        swap = draw.choice(a.standard_ids, size=tokens.shape)
+        tokens = np.where((labels >= 0) & (fate >= 0.8) & (fate < 0.9), swap, tokens)
+        useful.append(int(attention.sum()))
+        made = {"input_ids": tokens, "attention_mask": attention, "labels": labels}
+        return {k: torch.from_numpy(np.asarray(v, dtype=np.int64)) for k, v in made.items()}
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            stamps.append(time.perf_counter())
+
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kw: Any
+        ) -> None:
+            if logs and "loss" in logs:
+                losses.append(float(logs["loss"]))
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder, max_steps=steps, per_device_train_batch_size=per_batch,
+            learning_rate=spec.optimiser.lr, weight_decay=0.01, warmup_steps=spec.schedule.warmup,
+            bf16=spec.precision == "bfloat16", use_cpu=not gpu, logging_steps=1, save_strategy="no", report_to=[],
+            disable_tqdm=True, dataloader_num_workers=0, remove_unused_columns=False,
+            train_sampling_strategy="group_by_length" if grouped else "random",
+        )  # fmt: skip
+        data = [{"input_ids": r, "length": len(r)} for r in rows]
+        trainer = Trainer(
+            model=model, args=arguments, train_dataset=data, data_collator=collate, callbacks=[Clock()]
+        )
+        trainer.train()
+    assert losses[-1] < losses[0], "the Trainer's loss did not fall"
+    skip = steps // 4
+    return sum(useful[skip:steps]) / (stamps[-1] - stamps[skip - 1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", default="protein_8m")
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--tokens", type=int, default=4096, help="a step")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--proteins", type=int, default=300)
+    parser.add_argument("--fasta")
+    parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--skip", default="", help="sides to leave out: ray,trainer")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    sequences = read_proteins(args.proteins, args.fasta)
+    figures: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "a.txt").write_text("\n".join(sequences))
+        prepare(Prepare(sources=(str(folder / "a.txt"),)), folder / "corpus", progress=False)
+        spec = recipe(args.recipe).override(
+            {
+                "corpus": str(folder / "corpus"), "steps": args.steps, "crop": 1022, "sampling": "uniform",
+                "tokens_per_step": args.tokens, "micro_tokens": args.tokens, "precision": args.dtype,
+                "schedule.kind": "constant", "schedule.decay": 0, "schedule.warmup": 2, "eval.every": 0,
+                "masking.rate": 0.15, "masking.mask": 0.8, "masking.random": 0.1, "optimiser.lr": 1e-3,
+                "checkpoint_every": 10**6, "checkpoint_minutes": 0.0, "log_every": 1, "trackers": [],
+                "workers.threads": args.threads, "workers.gpus": args.gpu, "compile": args.gpu,
+                "model.init": "esm2",
+            }
+        )  # fmt: skip
+        for side in ("local", "ray"):
+            if side in args.skip:
+                continue
+            run(spec.override({"engine": side, "output": str(folder / side)}), progress=False)
+            figures[f"loop, {'bare' if side == 'local' else 'under Ray Train'}"] = loop_rate(
+                folder / side, args.steps
+            )
+            print(figures, file=sys.stderr, flush=True)
+        mean = open_corpus(folder / "corpus").n_residues / len(sequences) + 2
+    if "trainer" not in args.skip:
+        for grouped in (False, True):
+            rate = trainer_rate(spec, sequences, args.steps, grouped, args.gpu)
+            figures[f"transformers Trainer, {'length-grouped' if grouped else 'random'} batches"] = rate
+            print(figures, file=sys.stderr, flush=True)
+    bare = figures["loop, bare"]
+    ratios = {}
+    if "loop, under Ray Train" in figures:
+        ratios["under Ray Train / bare"] = figures["loop, under Ray Train"] / bare
+    trainer = [v for k, v in figures.items() if "Trainer" in k]
+    if trainer:
+        ratios["bare / best Trainer"] = bare / max(trainer)
+    shape = f"{spec.model.n_layers} layers of width {spec.model.d_model}"
+    path = write_result(
+        f"pretrain-{'gpu' if args.gpu else 'cpu'}",
+        {
+            "what": f"useful training tokens/s, {shape}, {args.dtype}, {args.threads} thread(s)",
+            "settings": {**vars(args), "mean_tokens_a_protein": round(mean, 1)},
+            "tokens_per_s": {k: round(v, 1) for k, v in figures.items()},
+            "ratios": {k: round(v, 3) for k, v in ratios.items()},
+            "host": host("cuda" if args.gpu else "cpu"),
+            "command": "python benchmarks/pretrain.py " + " ".join(sys.argv[1:]),
+            "versions": versions(),
+        },
+    )
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
