@@ -325,3 +325,21 @@ def test_the_command_writes_and_predict_reads(tmp_path, backbone):
     bad.write_text(">ok\nACDEF\n>wrong\nAC1\n")
     assert main(["predict", str(bad), *common[2:], "-o", str(tmp_path / "bad.csv")]) == 1
     assert not (tmp_path / "bad.csv").exists()
+
+
+def test_rows_without_embedding_train_the_sequence_features(tmp_path, backbone):
+    bundle = run(tmp_path, backbone, ("many_k", "many_w"), models=("mlp",), max_embedded=30)
+    evidence, head = bundle.evidence(), Head.load(bundle)
+    assert evidence["rows"]["train"] == 90 and set(head.neighbour_ids) <= {f"p{i}" for i in range(90)}
+    assert len(head.neighbour_ids) == 30 and evidence["metrics"]["macro_auroc"] > 0.8
+    assert any("30 of the training rows were embedded" in note for note in evidence["notes"])
+
+
+@pytest.mark.parametrize("size", ["small", "medium", "full"])
+def test_the_shipped_heads_have_valid_specs(tmp_path, size):
+    from training.make_heads import NAMES, spec
+
+    made = [spec(name, tmp_path, tmp_path / "out", "default", size) for name in NAMES]
+    assert [s.name for s in made] == ["localization", "target_class", "secondary_structure"]
+    assert [s.output for s in made] == [str(tmp_path / "out" / name) for name in NAMES]
+    assert all(FinetuneSpec.from_dict(s.to_dict()) == s for s in made)
