@@ -108,7 +108,7 @@ async def _closed(
 ) -> dict[str, Any]:
     import httpx
 
-    out: dict[str, Any] = {"latencies": [], "statuses": {}, "error": 0.0, "sequences": 0, "tokens": 0}
+    out: dict[str, Any] = {"latencies": [], "statuses": {}, "error": 0.0, "tokens": 0}
     until = time.perf_counter() + seconds
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
@@ -124,12 +124,12 @@ async def _closed(
                 out["statuses"][r.status_code] = out["statuses"].get(r.status_code, 0) + 1
                 if r.status_code == 200:
                     out["error"] = max(out["error"], check(r.content, answers[at : at + each]))
-                    if now <= until:
-                        out["latencies"].append(now - start)
-                        out["sequences"] += each
-                        out["tokens"] += sum(len(s) + 2 for s in body["sequences"])
+                    out["latencies"].append(now - start)
+                    out["tokens"] += sum(len(s) + 2 for s in body["sequences"])
 
+        began = time.perf_counter()
         await asyncio.gather(*(client(i) for i in range(clients)))
+        out["seconds"] = time.perf_counter() - began  # with the answers that were still to come
     return out
 
 
@@ -315,15 +315,17 @@ def main() -> int:
     p.add_argument("--model", default="default")
     p.add_argument("--seconds", type=float, default=60.0, help="of each part")
     p.add_argument("--minutes", type=float, default=10.0, help="of the memory part; 0 leaves it out")
+    p.add_argument("--only", choices=("timed", "memory"), help="leave the other part out")
     p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     p.add_argument("--max-queue", type=float, default=10.0, help="seconds, for the overload part")
     p.add_argument("--proteins", type=int, default=256)
     p.add_argument("--fasta")
     p.add_argument("--out", help="result file (default: a dated one in benchmarks/results)")
     args = p.parse_args()
+    timed, args.minutes = args.only != "memory", 0.0 if args.only == "timed" else args.minutes
     sequences = read_proteins(args.proteins, args.fasta)
     print("offline predictor ...", file=sys.stderr, flush=True)
-    alone = apart(offline, args.model, sequences, args.threads, args.seconds)
+    alone = apart(offline, args.model, sequences, args.threads, args.seconds if timed else 1.0)
     answers = alone.pop("answers")
     result: dict[str, Any] = {
         "command": " ".join(["python", "benchmarks/serve.py", *sys.argv[1:]]),
@@ -333,33 +335,30 @@ def main() -> int:
         "offline": {k: round(v, 3) for k, v in alone.items()},
     }
     with tempfile.TemporaryDirectory(prefix="bioseq-bench-") as folder:
-        rows = serve_parts(args, Path(folder), sequences, answers, alone, result)
-    again = apart(offline, args.model, sequences, args.threads, args.seconds)
-    again.pop("answers")
-    result["offline_after"] = {k: round(v, 3) for k, v in again.items()}
-    both = (alone["tokens_per_cpu_s"] + again["tokens_per_cpu_s"]) / 2
-    wall = (alone["tokens_per_s"] + again["tokens_per_s"]) / 2
-    e = result["efficiency"]
-    e["ratio_per_cpu_s"] = round(e["tokens_per_cpu_s"] / both, 4)
-    e["ratio_wall"] = round(e["tokens_per_s"] / wall, 4)
+        serve_parts(args, Path(folder), sequences, answers, result)
+    if timed:
+        again = apart(offline, args.model, sequences, args.threads, args.seconds)
+        again.pop("answers")
+        result["offline_after"] = {k: round(v, 3) for k, v in again.items()}
+        both = (alone["tokens_per_cpu_s"] + again["tokens_per_cpu_s"]) / 2
+        wall = (alone["tokens_per_s"] + again["tokens_per_s"]) / 2
+        e = result["efficiency"]
+        e["ratio_per_cpu_s"] = round(e["tokens_per_cpu_s"] / both, 4)
+        e["ratio_wall"] = round(e["tokens_per_s"] / wall, 4)
     result["host"], result["versions"] = host(), versions()
-    path = write_result("serve", result, args.out)
-    plot(rows, path.with_suffix(".png"))
-    print(f"{path}\n{path.with_suffix('.png')}")
+    path = write_result("serve" if timed else "serve-memory", result, args.out)
+    print(path)
+    if timed:
+        plot(result["curve"], path.with_suffix(".png"))
     for part in ("efficiency", "latency", "overload", "memory"):
         print(part, result.get(part))
     return 0
 
 
 def serve_parts(
-    args: argparse.Namespace,
-    folder: Path,
-    sequences: list[str],
-    answers: np.ndarray,
-    alone: dict[str, Any],
-    result: dict[str, Any],
-) -> list[dict[str, Any]]:
-    """Everything that needs the running service; fills `result`, returns the curve's rows."""
+    args: argparse.Namespace, folder: Path, sequences: list[str], answers: np.ndarray, result: dict[str, Any]
+) -> None:
+    """Everything that needs the running service; fills `result`."""
     from serving.running import ray_session
     from serving.settings import Settings
 
@@ -384,67 +383,86 @@ def serve_parts(
         )
         try:
             serve.run(build(Settings(**common, max_queue_s=600.0)), name="bioseq", route_prefix="/")
-            serve.run(noop_app(), name="noop", route_prefix="/noop")
-            gauge = Gauge(url)
-            print("latency ...", file=sys.stderr, flush=True)
-            short = sequences[0][:50]
-            before = gauge.settled()
-            times = apart(turns, url, short, max(50, int(args.seconds * 5)))
-            after = gauge.settled()
-            batches = after["bioseq_engine_batches_total"] - before["bioseq_engine_batches_total"]
-            own = (
-                1000
-                * (after["bioseq_engine_busy_seconds_total"] - before["bioseq_engine_busy_seconds_total"])
-                / batches
-            )
-            noop, full = percentiles(times["noop"]), percentiles(times["short"])
-            result["latency"] = {
-                "noop_ms": noop, "short_ms": full, "engine_ms": round(own, 2),
-                "over_noop_and_engine_ms": round(full["p50"] - noop["p50"] - own, 2),
-            }  # fmt: skip
-            serve.delete("noop")
-            print("efficiency ...", file=sys.stderr, flush=True)
-            before = gauge.settled()
-            load = apart(closed_loop, url, sequences, answers, 64, 16, args.seconds)
-            after = gauge.settled()
-            tokens = after["bioseq_engine_tokens_total"] - before["bioseq_engine_tokens_total"]
-            cpu = after["bioseq_engine_cpu_seconds_total"] - before["bioseq_engine_cpu_seconds_total"]
-            fill = after["bioseq_engine_batch_fill_sum"] - before["bioseq_engine_batch_fill_sum"]
-            fill /= after["bioseq_engine_batch_fill_count"] - before["bioseq_engine_batch_fill_count"]
-            result["efficiency"] = {
-                "clients": 64, "sequences_a_request": 16,
-                "tokens_per_cpu_s": round(tokens / cpu, 1), "tokens_per_s": round(load["tokens"] / args.seconds, 1),
-                "batch_fill": round(fill, 3), "statuses": load["statuses"], "error": load["error"],
-                **percentiles(load["latencies"]),
-            }  # fmt: skip
-            print("curve ...", file=sys.stderr, flush=True)
-            rows = []
-            small = [s[:200] for s in sequences]
-            small_answers = apart(embed_small, args.model, small, args.threads)
-            for clients in (1, 2, 4, 8, 16, 32, 64):
-                load = apart(closed_loop, url, small, small_answers, clients, 1, max(5.0, args.seconds / 6))
-                done = len(load["latencies"])
-                rows.append(
-                    {
-                        "clients": clients, "requests_per_s": round(done / max(5.0, args.seconds / 6), 2),
-                        "error": load["error"], **percentiles(load["latencies"]),
-                    }
-                )  # fmt: skip
-            result["curve"] = rows
+            if args.only != "memory":
+                told("latency")
+                serve.run(noop_app(), name="noop", route_prefix="/noop")
+                result["latency"] = latency(url, sequences[0][:50], max(50, int(args.seconds * 5)))
+                serve.delete("noop")
+                told("efficiency")
+                result["efficiency"] = efficiency(url, sequences, answers, args.seconds)
+                told("curve")
+                result["curve"] = curve(args, url, sequences)
             if args.minutes:
-                print("memory ...", file=sys.stderr, flush=True)
+                told("memory")
                 result["memory"] = memory(url, sequences, answers, args.minutes)
-            print("overload ...", file=sys.stderr, flush=True)
-            serve.run(build(Settings(**common, max_queue_s=args.max_queue)), name="bioseq", route_prefix="/")
-            capacity = result["efficiency"]["tokens_per_s"] / (4 * np.mean([len(s) + 2 for s in sequences]))
-            load = apart(open_loop, url, sequences, answers, 3 * capacity, 4, args.seconds)
-            result["overload"] = {
-                "times_capacity": 3, "requests_per_s": round(3 * capacity, 2), "max_queue_s": args.max_queue,
-                "statuses": load["statuses"], "broken": load["broken"], "error": load["error"],
-                **percentiles(load["latencies"]),
-            }  # fmt: skip
+            if args.only != "memory":
+                told("overload")
+                serve.run(
+                    build(Settings(**common, max_queue_s=args.max_queue)), name="bioseq", route_prefix="/"
+                )
+                mean = float(np.mean([len(s) + 2 for s in sequences]))
+                capacity = result["efficiency"]["tokens_per_s"] / (4 * mean)
+                load = apart(open_loop, url, sequences, answers, 3 * capacity, 4, args.seconds)
+                result["overload"] = {
+                    "times_capacity": 3, "requests_per_s": round(3 * capacity, 2), "max_queue_s": args.max_queue,
+                    "statuses": load["statuses"], "broken": load["broken"], "error": load["error"],
+                    **percentiles(load["latencies"]),
+                }  # fmt: skip
         finally:
             serve.shutdown()
+
+
+def told(part: str) -> None:
+    print(f"{part} ...", file=sys.stderr, flush=True)
+
+
+def latency(url: str, short: str, count: int) -> dict[str, Any]:
+    gauge = Gauge(url)
+    before = gauge.settled()
+    times = apart(turns, url, short, count)
+    after = gauge.settled()
+    batches = after["bioseq_engine_batches_total"] - before["bioseq_engine_batches_total"]
+    busy = after["bioseq_engine_busy_seconds_total"] - before["bioseq_engine_busy_seconds_total"]
+    own = 1000 * busy / batches
+    noop, full = percentiles(times["noop"]), percentiles(times["short"])
+    return {
+        "noop_ms": noop,
+        "short_ms": full,
+        "engine_ms": round(own, 2),
+        "over_noop_and_engine_ms": round(full["p50"] - noop["p50"] - own, 2),
+    }
+
+
+def efficiency(url: str, sequences: list[str], answers: np.ndarray, seconds: float) -> dict[str, Any]:
+    gauge = Gauge(url)
+    before = gauge.settled()
+    load = apart(closed_loop, url, sequences, answers, 64, 16, seconds)
+    after = gauge.settled()
+
+    def more(name: str) -> float:
+        return after[f"bioseq_engine_{name}"] - before[f"bioseq_engine_{name}"]
+
+    return {
+        "clients": 64,
+        "sequences_a_request": 16,
+        "tokens_per_cpu_s": round(more("tokens_total") / more("cpu_seconds_total"), 1),
+        "tokens_per_s": round(load["tokens"] / load["seconds"], 1),
+        "batch_fill": round(more("batch_fill_sum") / more("batch_fill_count"), 3),
+        "statuses": load["statuses"],
+        "error": load["error"],
+        **percentiles(load["latencies"]),
+    }
+
+
+def curve(args: argparse.Namespace, url: str, sequences: list[str]) -> list[dict[str, Any]]:
+    rows = []
+    small = [s[:200] for s in sequences]
+    answers = apart(embed_small, args.model, small, args.threads)
+    seconds = max(5.0, args.seconds / 6)
+    for clients in (1, 2, 4, 8, 16, 32, 64):
+        load = apart(closed_loop, url, small, answers, clients, 1, seconds)
+        row = {"clients": clients, "requests_per_s": round(len(load["latencies"]) / load["seconds"], 2)}
+        rows.append({**row, "error": load["error"], **percentiles(load["latencies"])})
     return rows
 
 

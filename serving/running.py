@@ -109,19 +109,25 @@ def ray_session(settings: Settings, address: str | None, num_cpus: int | None) -
             Path(os.environ["RAY_TMPDIR"], "ray").mkdir(parents=True, exist_ok=True)
     import ray
 
-    if address is None:
-        # Logical CPUs: fractions are shared out, and jobs must find room beside a busy engine.
-        ray.init(
-            address="local",
-            num_cpus=num_cpus or max(4, os.cpu_count() or 1),
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            namespace="bioseq",
-        )
-    else:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="bioseq")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "bioseq"}
+    try:
+        if address is None:
+            # Logical CPUs: fractions are shared out, and jobs must find room beside a busy engine.
+            ray.init(
+                address="local",
+                num_cpus=num_cpus or max(4, os.cpu_count() or 1),
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                **quiet,
+            )
+        else:
+            ray.init(address=address, **quiet)
+    except Exception as error:
+        where = "here" if address is None else f"at {address}"
+        raise ResourceError(
+            f"Ray could not be started or reached {where}: {str(error).splitlines()[0][:300]}",
+            hint="Look for free memory, disk space under $RAY_TMPDIR, and for a cluster its address and token.",
+        ) from error
     try:
         yield ray
     finally:
