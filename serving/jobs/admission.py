@@ -246,9 +246,15 @@ def can_resume(kind: str, spec: dict[str, Any]) -> bool:
 
 
 def materialise(
-    kind: str, admitted: dict[str, Any], folder: JobFolder, file_path: Callable[[str], Path], *, on_ray: bool
+    kind: str,
+    admitted: dict[str, Any],
+    folder: JobFolder,
+    file_path: Callable[[str], Path],
+    *,
+    address: str | None,
 ) -> tuple[Spec, list[list[str]]]:
-    """The spec of an attempt with real paths, and the commands before it (each a list of arguments)."""
+    """The spec of an attempt with real paths, and the commands before it (each a list of arguments).
+    `address` is the Ray cluster to work on, if there is one."""
     data = dict(admitted)
     prepare = data.pop("prepare", None)
     before: list[list[str]] = []
@@ -258,7 +264,6 @@ def materialise(
         return str(file_path(found[1])) if found else value
 
     data["output"] = str(folder.output)
-    address = "auto" if on_ray else None
     if kind == "screen":
         data["inputs"] = [real(v) for v in data["inputs"]]
         data["address"] = address
@@ -278,7 +283,7 @@ def materialise(
                 before.append(_prepare_command(source, str(corpus), data["alphabet"], prepare or {}, real))
             data["corpus"] = str(corpus)
         if data["engine"] != "local":
-            data["engine"] = "ray" if on_ray else "local"
+            data["engine"] = "ray" if address else "local"
             data["address"] = address
         data["resume"] = (folder.output / "spec.json").is_file()
     return KINDS[kind].from_dict(data), before

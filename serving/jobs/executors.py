@@ -19,7 +19,7 @@ RUNNING, ENDED = "running", "ended"
 
 
 class Executor(Protocol):
-    on_ray: bool
+    address: str | None  # of the Ray cluster that runs work on: its GCS, host:port
 
     def start(self, run: str, folder: JobFolder, attempt: int, *, gpus: float = 0) -> None:
         """Start attempt `attempt` of a job under the name `run`. A second call with the same name is no second
@@ -49,7 +49,7 @@ def job_of(run: str) -> tuple[str, int] | None:
 class ProcessExecutor:
     """Children of this process, which end with it."""
 
-    on_ray = False
+    address: str | None = None
 
     def __init__(self) -> None:
         self._runs: dict[str, subprocess.Popen[bytes]] = {}

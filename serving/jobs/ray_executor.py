@@ -19,22 +19,20 @@ _FRESH_S = 20.0
 
 
 class RayExecutor:
-    """`address` is the cluster's GCS, or the dashboard's http URL; None is the cluster this process is in."""
-
-    on_ray = True
+    """`address` is the cluster's GCS, host:port; None is the cluster that this process is in."""
 
     def __init__(self, address: str | None = None):
+        from ray.dashboard.utils import ray_address_to_api_server_url
         from ray.job_submission import JobSubmissionClient
 
         if address is None:
             import ray
 
             address = ray.get_runtime_context().gcs_address
-        if "://" not in address:
-            from ray.dashboard.utils import ray_address_to_api_server_url
-
-            address = ray_address_to_api_server_url(address)
-        self._client: Any = JobSubmissionClient(address)
+        # Jobs are told this address: Ray itself tells them "auto", which on a machine with several clusters may
+        # be another one.
+        self.address: str | None = address
+        self._client: Any = JobSubmissionClient(ray_address_to_api_server_url(address))
         self._sent: dict[str, float] = {}
 
     def start(self, run: str, folder: JobFolder, attempt: int, *, gpus: float = 0) -> None:

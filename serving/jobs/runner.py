@@ -57,7 +57,7 @@ class Runner:
             if code or self.why:
                 break
         if code and self.why is None:
-            self._cut_off()
+            self._cut_off(plan["env"].get("RAY_ADDRESS", ""))
         return self._exit(began, code, error)
 
     def _lock(self, fd: int) -> bool:
@@ -120,12 +120,12 @@ class Runner:
             elif self.folder.fence() > self.attempt:
                 self.stop("superseded")
 
-    def _cut_off(self) -> None:
+    def _cut_off(self, address: str) -> None:
         """A command that failed because its cluster is going down is not at fault. We hear of that a moment
         later than it does."""
         time.sleep(1.5)
-        host, _, port = os.environ.get("RAY_ADDRESS", "").rpartition(":")
-        if self.why is None and host and "/" not in host and port.isdigit():
+        host, _, port = address.rpartition(":")
+        if self.why is None and host and port.isdigit():
             try:
                 socket.create_connection((host, int(port)), 5).close()
             except OSError:

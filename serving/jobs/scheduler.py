@@ -112,12 +112,13 @@ class Scheduler:
             return self.files.path(self.files.get(file_id, None))
 
         folder.path.mkdir(parents=True, exist_ok=True, mode=0o750)
-        spec, before = materialise(job.kind, job.spec, folder, path, on_ray=self.executor.on_ray)
+        spec, before = materialise(job.kind, job.spec, folder, path, address=self.executor.address)
         (folder.path / "spec.json").write_text(spec.to_json(), "utf-8")
         env = {
             "BIOSEQ_PROGRESS_FILE": str(folder.progress_file),
             "PYTHONUNBUFFERED": "1",
             **_registry_env(self.settings),
+            **({"RAY_ADDRESS": self.executor.address} if self.executor.address else {}),
         }
         commands = [*before, [job.kind, "--spec", str(folder.path / "spec.json")]]
         folder.write("plan.json", {"attempt": job.attempt, "commands": commands, "env": env})

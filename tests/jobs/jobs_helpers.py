@@ -20,7 +20,7 @@ SCREEN = {"inputs": ["/roots/lib.fasta"], "heads": ["h@1"], "model": "m@1"}
 class NoOp:
     """Runs nothing: a run goes on until it is told to `finish`, `vanish` or stop. Remembers what it was told."""
 
-    on_ray = False
+    address = None
 
     def __init__(self) -> None:
         self.runs: dict[str, str] = {}
