@@ -36,8 +36,8 @@ def _varlen(q_THd: Tensor, k_THd: Tensor, v_THd: Tensor, cu_seqlens: Tensor, max
     releases; these positional arguments are shared by all."""
     from torch.nn.attention.varlen import varlen_attn
 
-    out_THd: Tensor = varlen_attn(q_THd, k_THd, v_THd, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
-    return out_THd
+    out = varlen_attn(q_THd, k_THd, v_THd, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+    return out if isinstance(out, Tensor) else out[0]
 
 
 def backend(q_THd: Tensor) -> str:
