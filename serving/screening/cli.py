@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -144,11 +145,36 @@ def main_screen(argv: list[str]) -> int:
         f"{outcome.path / 'hits.csv'}; report: {outcome.path / 'report.html'}",
         file=sys.stderr,
     )
+    if not args.quiet:
+        print(_top(outcome.path / "hits.csv"), end="", file=sys.stderr)
     if summary["quarantined"]:
         reasons = ", ".join(f"{n} {code}" for code, n in summary["reasons"].items())
         print(f"{summary['quarantined']} records were quarantined ({reasons}).", file=sys.stderr)
         return 1 if spec.strict else 0
     return 0
+
+
+def _top(path: Path, count: int = 5) -> str:
+    """The first hits: rank, id, score and each head's value."""
+    import csv
+
+    if not path.is_file():
+        return ""
+    with open(path, encoding="utf-8", newline="") as handle:
+        rows = list(itertools.islice(csv.DictReader(handle), count))
+    if not rows:
+        return ""
+    names = ["rank", "id", "score", *(n for n in rows[0] if n.endswith(".value"))]
+    cells = [names, *([_short(row[n]) for n in names] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    return "".join("  ".join(c.ljust(w) for c, w in zip(line, widths)).rstrip() + "\n" for line in cells)
+
+
+def _short(text: str) -> str:
+    try:
+        return text if text.isdigit() else f"{float(text):.4g}"
+    except ValueError:
+        return text if len(text) <= 40 else text[:37] + "..."
 
 
 def main_report(argv: list[str]) -> int:
