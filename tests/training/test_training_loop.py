@@ -84,7 +84,7 @@ def test_loss_falls_and_the_bundle_loads(tiny):
     assert "trained on a CPU" in (folder / "card.md").read_text()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_run_killed_at_a_random_step_resumes_bit_equal(tiny, tmp_path):
     whole = tiny(output=str(tmp_path / "whole"), steps=40, sampling="cluster")
     run(whole, progress=False)
@@ -107,19 +107,19 @@ def test_a_run_killed_at_a_random_step_resumes_bit_equal(tiny, tmp_path):
     assert _losses(tmp_path / "killed") == _losses(tmp_path / "whole")
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_two_workers_equal_one_over_50_steps_by_ddp_and_fsdp2_and_resume_as_one(tiny, tmp_path):
     settings = {"steps": 50, "checkpoint_every": 25, "keep": 5, "schedule.warmup": 5}
     one = tiny(output=str(tmp_path / "one")).override(settings)
     run(one, progress=False)
     two = one.override({"output": str(tmp_path / "two"), "workers.count": 2})
     # Sharded on gloo: slow, so fewer steps; with an evaluation, where collectives must match too.
-    few = {"steps": 12, "schedule.decay": 0, "eval.every": 6, "workers.parallel": "fsdp"}
+    few = {"steps": 6, "schedule.decay": 0, "schedule.warmup": 5, "eval.every": 3, "workers.parallel": "fsdp"}
     sharded = two.override({"output": str(tmp_path / "sharded"), **few})
     _torchrun(tmp_path, two, sharded)
     reference = _losses(tmp_path / "one")
     assert reference.keys() == _losses(tmp_path / "two").keys() == set(range(1, 51))
-    assert _losses(tmp_path / "sharded").keys() == set(range(1, 13))
+    assert _losses(tmp_path / "sharded").keys() == set(range(1, 7))
     shutil.copytree(tmp_path / "two", tmp_path / "again")
     shutil.rmtree(tmp_path / "again/checkpoints/step-00000050")
     run(two.override({"output": str(tmp_path / "again"), "workers.count": 1, "resume": True}), progress=False)
