@@ -1,5 +1,6 @@
 """Screening: the data path alone at 1e3, 1e5 and 1e6 records, a given library, workers, and the predictor's share.
 
+    python benchmarks/screen.py           all of these (the library's if a file is given)
     python benchmarks/screen.py path      data path with a stand-in engine, driver memory; three library sizes
     python benchmarks/screen.py library --fasta FILE.gz     every record of a file, against a count of its '>'
     python benchmarks/screen.py tables    deduplication, merge and ranking alone, 1e7 records
@@ -98,7 +99,7 @@ def in_a_process(ask: dict[str, Any]) -> dict[str, Any]:
 
 def path(args: argparse.Namespace) -> dict[str, Any]:
     rows = []
-    for records in args.records:
+    for records in args.records or (1_000, 100_000, 1_000_000):
         with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
             library = Path(folder) / "library.fasta"
             random_library(library, records)
@@ -116,12 +117,11 @@ def path(args: argparse.Namespace) -> dict[str, Any]:
             raise SystemExit(f"{records} records went in, {row['records']} came out")
         print(json.dumps(row), file=sys.stderr)
         rows.append(row)
-    flat = max(r["driver_peak_mib"] for r in rows) / min(r["driver_peak_mib"] for r in rows)
-    return {"rows": rows, "driver_memory_ratio_largest_to_smallest": round(flat, 3)}
+    peaks = [r["driver_peak_mib"] for r in rows]
+    return {"rows": rows, "driver_memory_ratio_largest_to_smallest": round(max(peaks) / min(peaks), 3)}
 
 
 def library(args: argparse.Namespace) -> dict[str, Any]:
-    count = 0
     opener = gzip.open if args.fasta.endswith(".gz") else open
     with opener(args.fasta, "rb") as handle:
         count = sum(line.startswith(b">") for line in handle)
@@ -146,7 +146,7 @@ def library(args: argparse.Namespace) -> dict[str, Any]:
 def tables(args: argparse.Namespace) -> dict[str, Any]:
     """Deduplicate, merge and rank ready-made index and part files; peak memory of the process that does it."""
     rows = []
-    for records in args.records:
+    for records in args.records or (10_000_000,):
         with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
             code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import screen; "
             for step in ("make_tables", "use_tables"):
@@ -383,17 +383,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("path", "library", "tables", "engine"))
-    parser.add_argument("--records", type=int, nargs="+", default=[1_000, 100_000, 1_000_000])
+    kinds = {"path": path, "library": library, "tables": tables, "engine": engine}
+    parser.add_argument("what", nargs="?", choices=kinds)
+    parser.add_argument("--records", type=int, nargs="+", help="sizes of the libraries")
     parser.add_argument("--fasta")
     parser.add_argument("--proteins", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--scratch", default=None, help="folder for libraries and runs")
     args = parser.parse_args()
-    found = {"path": path, "library": library, "tables": tables, "engine": engine}[args.what](args)
-    write_result(f"screen-{args.what}", {"host": host(), "versions": versions(), **found})
-    print(json.dumps(found, indent=2))
+    for name in [args.what] if args.what else [k for k in kinds if k != "library" or args.fasta]:
+        found = kinds[name](args)
+        write_result(f"screen-{name}", {"host": host(), "versions": versions(), **found})
+        print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":
