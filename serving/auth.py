@@ -9,6 +9,7 @@ revoked one may still work.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import time
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -98,6 +99,19 @@ class Guard:
             raise
 
 
+def own_name(host: str) -> bool:
+    """Whether a Host header may name this machine: an address, or a name without a dot. A web page whose DNS
+    name is pointed at 127.0.0.1 (rebinding) sends its own, dotted name."""
+    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+    if "." not in name or name.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
 async def current_key(
     request: Request,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)] = None,
@@ -105,6 +119,13 @@ async def current_key(
     """FastAPI dependency: the caller's key (id, name, scopes). Raises `Problem` 401."""
     guard: Guard = request.app.state.service.guard
     key = await guard.identify(credentials.credentials if credentials else None)
+    if key is ANONYMOUS and not guard.settings.insecure and not own_name(request.headers.get("host", "")):
+        raise Problem(
+            403,
+            "auth.forbidden",
+            "without API keys the service answers under this machine's own name only. "
+            "Ask http://127.0.0.1, or make a key: bioseq keys create NAME.",
+        )
     request.scope["bioseq.key"] = key.id
     return key
 

@@ -59,7 +59,12 @@ def _serve_parser() -> argparse.ArgumentParser:
     group = p.add_argument_group("cluster")
     group.add_argument("--address", help="a running Ray cluster (default: start one here)")
     group.add_argument("--engines", type=positive_int, default=1, help="engine replicas")
-    group.add_argument("--max-engines", type=positive_int, default=1, help="scale up to so many")
+    group.add_argument(
+        "--max-engines", type=positive_int, default=1, help="let the tokens that wait raise it to so many"
+    )
+    group.add_argument(
+        "--queued-tokens", type=positive_int, default=32_768, help="that call for one engine more"
+    )
     group.add_argument("--gpus", type=float, default=0.0, help="GPUs of each engine")
     group.add_argument("--cpus", type=positive_int, help="logical CPUs of the Ray that is started here")
     group.add_argument("--open-metrics", action="store_true", help="/metrics answers without a key")
@@ -88,7 +93,9 @@ def serve(argv: list[str]) -> int:
         request_s=args.request_timeout,
         drain_s=args.drain,
         engine_replicas=args.engines,
+        min_engine_replicas=args.engines,
         max_engine_replicas=args.max_engines,
+        target_queued_tokens=args.queued_tokens,
         engine_gpus=args.gpus,
         open_metrics=args.open_metrics or None,
         traces=args.traces,

@@ -145,7 +145,7 @@ def build(settings: Settings) -> Any:
     database.dispose()
     plain = settings.to_dict()
     scale: dict[str, Any] = {"num_replicas": settings.engine_replicas}
-    if settings.max_engine_replicas > settings.engine_replicas or settings.min_engine_replicas:
+    if settings.max_engine_replicas > settings.engine_replicas:
         scale = {
             "autoscaling_config": AutoscalingConfig(
                 min_replicas=settings.min_engine_replicas,

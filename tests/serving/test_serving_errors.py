@@ -150,6 +150,14 @@ def test_not_acceptable(shared):
         assert r.headers["content-type"] == "application/json"
 
 
+def test_a_page_of_another_name_is_turned_away(shared):
+    """DNS rebinding: without keys only this machine's own names answer."""
+    for host in ("evil.example", "evil.example:8000"):
+        check(shared("POST", "/v1/embed", json=GOOD, headers={"Host": host}), 403, "auth.forbidden")
+    for host in ("127.0.0.1:8000", "localhost:8000", "bioseq", "[::1]:8000", "10.1.2.3", "a.localhost"):
+        assert shared("POST", "/v1/embed", json=GOOD, headers={"Host": host}).status_code == 200
+
+
 def test_heads(shared):
     for head in ("nope", "fold@7", "tiny", "../fold"):
         check(shared("POST", "/v1/predict", json={**GOOD, "heads": [head]}), 404, "head.not_found")
