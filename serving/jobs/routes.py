@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
+from prometheus_client import Gauge
 from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, StreamingResponse
 
-from bioseq.errors import NotFoundError
+from bioseq.errors import BioseqError, NotFoundError
 from serving.answering import service_of
 from serving.auth import require
 from serving.database.keys import KeyInfo
@@ -36,7 +37,8 @@ from serving.jobs.schemas import (
     State,
 )
 from serving.jobs.store import JobStore
-from serving.jobs.tables import ACTIVE, PENDING, RUNNING, SUCCEEDED, FileRow, JobRow
+from serving.jobs.tables import ACTIVE, PENDING, RUNNING, STATES, SUCCEEDED, FileRow, JobRow
+from serving.logs import line
 from serving.problems import Problem
 from serving.routes.body import Route
 from serving.schemas.common import problems
@@ -54,7 +56,25 @@ async def attach(service: Service) -> AsyncIterator[None]:
     service.extras["jobs"] = JobStore(service.database)
     service.extras["files"] = FileStore(service.database, service.settings.data)
     async with scheduling(service.settings, service.database):
-        yield
+        task = asyncio.create_task(_count(service))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def _count(service: Service) -> None:
+    """Jobs by state, for /metrics."""
+    gauge = Gauge("bioseq_jobs", "Jobs.", ["state"], registry=service.metrics.registry)
+    while True:
+        try:
+            counts = await asyncio.to_thread(service.extras["jobs"].counts)
+            for state in STATES:
+                gauge.labels(state).set(counts.get(state, 0))
+        except BioseqError as error:
+            line("jobs", state="uncounted", code=error.code)
+        await asyncio.sleep(5)
 
 
 def _jobs(request: Request) -> JobStore:
