@@ -69,10 +69,7 @@ def child(ask: dict[str, Any]) -> None:
     wall = time.perf_counter() - started
     facts = json.loads((outcome.path / "run.json").read_text())
     found = {
-        "records": outcome.summary["records"],
-        "distinct": outcome.summary["distinct"],
-        "quarantined": outcome.summary["quarantined"],
-        "tokens": outcome.summary["tokens"],
+        **{k: outcome.summary[k] for k in ("records", "distinct", "quarantined", "tokens")},
         "wall_s": round(wall, 2),
         "records_per_s": round(outcome.summary["records"] / wall, 1),
         "driver_peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
