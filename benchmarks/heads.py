@@ -63,7 +63,8 @@ def shipped(args: argparse.Namespace) -> dict[str, Any]:
     """The heads of bioseq/models judged anew on the held-out rows, by the public way in (`Predictor.predict`)."""
     from bioseq import metrics
     from bioseq.bundle import open_bundle
-    from bioseq.labels import TEST, VALID, read_labels, read_residues
+    from bioseq.labels import TEST, VALID, read_labels
+    from bioseq.residue_labels import read_residues
     from training.make_heads import CLASSES, COMPARTMENTS
 
     data, model = Path(args.data), backbone(args.model, args.threads)

@@ -69,8 +69,9 @@ class Head:
         unknown = set(self.settings) - _KEYS
         if unknown:
             raise BundleError(f"head {self.name}: unknown settings {', '.join(sorted(unknown))}.")
-        t = {
-            k: v.float() if v.dtype == torch.float16 and k[:2] != "ne" else v for k, v in self.tensors.items()
+        t = {  # large tensors are stored in half precision; neighbours stay so, they are many
+            k: v.float() if v.dtype == torch.float16 and not k.startswith("neighbours.") else v
+            for k, v in self.tensors.items()
         }
         self.tensors = t
         self.blocks: tuple[str, ...] = tuple(self.settings["blocks"])

@@ -3,8 +3,7 @@
 A table is CSV, TSV or Parquet (plain or gzip) with a `sequence` column, or with `mutant` (`A24G:L50P`) and a
 wild type. Empty cells, `NA` and `nan` are missing labels, masked in training and scoring. Optional columns:
 `id`, `set` (train, valid, test), `validation` (true: validation part of train), `cluster`, and a weight.
-Residue labels come as FASTA of one letter a residue with the same ids, `SET=` and `VALIDATION=` in the
-headers (FLIP's form, Dallago et al. 2021), and a mask FASTA of 0 and 1 (0: not resolved, left out).
+Residue labels come as FASTA (`bioseq.residue_labels`).
 
 Every fault is a `TableError` with the one-based data rows (header not counted).
 """
@@ -16,7 +15,7 @@ import gzip
 import hashlib
 import io
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -75,7 +74,8 @@ class Labels:
         )
 
 
-def _bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """A file's bytes, unpacked if it is gzip. Raises `TableError`."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -93,14 +93,14 @@ def file_hash(*paths: str | Path | None) -> str:
     digest = hashlib.sha256()
     for path in paths:
         if path is not None:
-            digest.update(hashlib.sha256(_bytes(Path(path))).digest())
+            digest.update(hashlib.sha256(read_bytes(Path(path))).digest())
     return f"sha256:{digest.hexdigest()}"
 
 
 def read_columns(path: str | Path) -> dict[str, list[str]]:
     """A table's columns as text, missing cells as "". Raises `TableError`."""
     path = Path(path)
-    data = _bytes(path)
+    data = read_bytes(path)
     if data[:4] == b"PAR1":
         import pyarrow.parquet as pq
 
@@ -139,7 +139,8 @@ def _column(columns: dict[str, list[str]], name: str, path: object) -> list[str]
     return columns[name]
 
 
-def _fail(what: str, rows: Sequence[int] | np.ndarray, hint: str | None = None) -> None:
+def fail(what: str, rows: Sequence[int] | np.ndarray, hint: str | None = None) -> None:
+    """Raise `TableError` if there are rows at fault."""
     if len(rows):
         raise TableError(what, rows=[int(r) for r in rows], hint=hint)
 
@@ -157,7 +158,7 @@ def _number(text: str) -> float:
     return value
 
 
-def _clean_sequences(texts: Sequence[str], alphabet: Alphabet, max_residues: int | None) -> list[str]:
+def clean_sequences(texts: Sequence[str], alphabet: Alphabet, max_residues: int | None) -> list[str]:
     """Upper case, final stop dropped. Illegal and empty ones are refused together, with rows."""
     out: list[str] = []
     bad: list[int] = []
@@ -171,11 +172,11 @@ def _clean_sequences(texts: Sequence[str], alphabet: Alphabet, max_residues: int
             first = first or error.bare
             continue
         out.append(text.upper().rstrip("*"))
-    _fail("the sequence is empty", empty)
-    _fail(f"illegal residues, the first: {first}", bad)
+    fail("the sequence is empty", empty)
+    fail(f"illegal residues, the first: {first}", bad)
     if max_residues:
         long = [r for r, s in enumerate(out, 1) if len(s) > max_residues]
-        _fail(f"longer than {max_residues} residues", long)
+        fail(f"longer than {max_residues} residues", long)
     return out
 
 
@@ -195,7 +196,7 @@ def _variants(columns: dict[str, list[str]], path: object, wild_type: str | None
         except MutationError as error:
             bad.append(row)
             first = first or str(error)
-    _fail(f"bad variants, the first: {first}", bad)
+    fail(f"bad variants, the first: {first}", bad)
     return out, wild_type
 
 
@@ -242,13 +243,13 @@ def _targets(
                 y[i, j] = _number(text)
             except ValueError:
                 bad.append(i + 1)
-        _fail(f"column {name!r} holds labels that are no numbers", bad)
+        fail(f"column {name!r} holds labels that are no numbers", bad)
         present = y[~np.isnan(y[:, j]), j]
         if not len(present):
             raise TableError(f"column {name!r} has no label at all.")
         if task == "multilabel":
             odd = ~np.isnan(y[:, j]) & ~np.isin(y[:, j], (0.0, 1.0))
-            _fail(f"column {name!r} holds labels that are not 0 or 1", np.flatnonzero(odd) + 1)
+            fail(f"column {name!r} holds labels that are not 0 or 1", np.flatnonzero(odd) + 1)
         if present.min() == present.max():
             kind = "class" if task == "multilabel" else "value"
             raise TableError(f"column {name!r} has one {kind} only: nothing can be learnt.")
@@ -268,7 +269,7 @@ def read_parts(sets: Sequence[str] | None, validation: Sequence[str] | None) -> 
     """TRAIN, VALID, TEST by row from the `set` and `validation` columns; None without a `set` column."""
     if sets is None:
         return None
-    _fail("`set` is not train, valid or test", [i for i, s in enumerate(sets, 1) if s.lower() not in _PARTS])
+    fail("`set` is not train, valid or test", [i for i, s in enumerate(sets, 1) if s.lower() not in _PARTS])
     part = np.array([_PARTS[s.lower()] for s in sets])
     if validation is not None:
         flags, bad = np.zeros(len(part), bool), []
@@ -277,8 +278,8 @@ def read_parts(sets: Sequence[str] | None, validation: Sequence[str] | None) -> 
                 flags[i] = _flag(text)
             except ValueError:
                 bad.append(i + 1)
-        _fail("`validation` is not true or false", bad)
-        _fail("`validation` is true outside the training set", np.flatnonzero(flags & (part != TRAIN)) + 1)
+        fail("`validation` is not true or false", bad)
+        fail("`validation` is true outside the training set", np.flatnonzero(flags & (part != TRAIN)) + 1)
         part[flags] = VALID
     return part
 
@@ -300,7 +301,7 @@ def merge_duplicates(labels: Labels, replicates: str = "error") -> Labels:
         return labels
     conflict = [i for g in several if not all(_same(labels, g[0], i) for i in g[1:]) for i in g]
     if conflict and not (replicates == "mean" and labels.task == "regression"):
-        _fail(
+        fail(
             "the same sequence with conflicting labels",
             labels.rows[conflict],
             hint="Correct them"
@@ -308,7 +309,7 @@ def merge_duplicates(labels: Labels, replicates: str = "error") -> Labels:
         )
     if labels.part is not None:
         across = [i for g in several if len({int(labels.part[i]) for i in g}) > 1 for i in g]
-        _fail("the same sequence in several parts of the split", labels.rows[across])
+        fail("the same sequence in several parts of the split", labels.rows[across])
     keep = np.array([g[0] for g in groups.values()])
     y, weights = labels.y.copy(), labels.weights.copy()
     for g in several:
@@ -341,7 +342,7 @@ def read_labels(
     task = task or guess_task(texts)
     y, classes = _targets(columns, targets, task, path)
     if "sequence" in columns:
-        sequences = _clean_sequences(columns["sequence"], alphabet or protein(), max_residues)
+        sequences = clean_sequences(columns["sequence"], alphabet or protein(), max_residues)
         wild_type = wild_type.upper().rstrip("*") if wild_type else None
     elif "mutant" in columns:
         sequences, wild_type = _variants(columns, path, wild_type)
@@ -360,7 +361,7 @@ def read_labels(
                 weights[i] = np.nan
             if not weights[i] >= 0:
                 bad.append(i + 1)
-        _fail(f"weight column {weight!r} holds values that are no numbers >= 0", bad)
+        fail(f"weight column {weight!r} holds values that are no numbers >= 0", bad)
     names = _column(columns, id_column, path) if id_column else columns.get("id") or columns.get("mutant")
     labels = Labels(
         task=task,
@@ -377,78 +378,3 @@ def read_labels(
         data_hash=file_hash(path),
     )
     return merge_duplicates(labels, replicates)
-
-
-def _fasta(path: str | Path) -> Iterator[tuple[str, str]]:
-    from Bio.SeqIO.FastaIO import SimpleFastaParser
-
-    data = _bytes(Path(path))
-    if not data.lstrip().startswith(b">"):
-        raise TableError(f"{path} is no FASTA file: its first line does not begin with '>'.")
-    yield from SimpleFastaParser(io.StringIO(data.decode("utf-8", "replace")))
-
-
-def _by_id(path: str | Path, ids: Sequence[str], what: str) -> list[tuple[str, str]]:
-    found = {h.split()[0] if h.split() else "": (h, s) for h, s in _fasta(path)}
-    _fail(
-        f"{what} {path} lacks records of the sequence file",
-        [i for i, n in enumerate(ids, 1) if n not in found],
-    )
-    return [found[name] for name in ids]
-
-
-def read_residues(
-    path: str | Path,
-    labels_path: str | Path,
-    mask_path: str | Path | None = None,
-    *,
-    max_residues: int | None = None,
-    alphabet: Alphabet | None = None,
-) -> Labels:
-    """Per-residue labels from three FASTA files joined by id; rows are records of the sequence file."""
-    records = list(_fasta(path))
-    ids = [h.split()[0] if h.split() else f"record{i}" for i, (h, _) in enumerate(records, 1)]
-    _fail(
-        "the same id twice",
-        [i for i, n in enumerate(ids, 1) if ids.index(n) != i - 1] if len(set(ids)) < len(ids) else [],
-    )
-    sequences = _clean_sequences([s for _, s in records], alphabet or protein(), max_residues)
-    marked = _by_id(labels_path, ids, "the label file")
-    _fail(
-        "residue labels do not match the sequence's length",
-        [i for i, (s, (_, t)) in enumerate(zip(sequences, marked), 1) if len(s) != len(t)],
-    )
-    classes = tuple(sorted(set("".join(t for _, t in marked))))
-    if len(classes) < 2:
-        raise TableError("the residue labels have one class only: nothing can be learnt.")
-    table = np.full(256, -1, dtype=np.int64)
-    for i, letter in enumerate(classes):
-        table[ord(letter) & 255] = i
-    residues = [table[np.frombuffer(t.encode("latin-1", "replace"), np.uint8)] for _, t in marked]
-    if mask_path is not None:
-        masks = [m for _, m in _by_id(mask_path, ids, "the mask file")]
-        _fail(
-            "the mask does not match the sequence's length",
-            [i for i, (s, m) in enumerate(zip(sequences, masks), 1) if len(s) != len(m)],
-        )
-        _fail("the mask holds other than 0 and 1", [i for i, m in enumerate(masks, 1) if set(m) - {"0", "1"}])
-        residues = [
-            np.where(np.frombuffer(m.encode(), np.uint8) == ord("1"), r, -1) for m, r in zip(masks, residues)
-        ]
-    words = [dict(w.split("=", 1) for w in h.split()[1:] if "=" in w) for h, _ in marked]
-    words = [{k.lower(): v for k, v in w.items()} for w in words]
-    sets = [w.get("set", "") for w in words]
-    labels = Labels(
-        task="per_residue",
-        targets=(),
-        classes=classes,
-        sequences=sequences,
-        ids=ids,
-        rows=np.arange(1, len(ids) + 1),
-        y=np.zeros((len(ids), 0)),
-        weights=np.ones(len(ids)),
-        residues=residues,
-        part=read_parts(sets, [w.get("validation", "") for w in words]) if any(sets) else None,
-        data_hash=file_hash(path, labels_path, mask_path),
-    )
-    return merge_duplicates(labels)

@@ -48,6 +48,17 @@ def reliability_plot(file: Path, curves: dict[str, Reliability]) -> None:
     pyplot.close(figure)
 
 
+def verdict(evidence: dict[str, Any]) -> str:
+    """One line on how the head did."""
+    best = evidence["best_baseline"]
+    main = evidence["main"]
+    return (
+        f"{main} {evidence['metrics'][main]:.3f} on {evidence['rows']['test']} held-out rows; best baseline "
+        f"({best}) {evidence['baselines'][best][main]:.3f}"
+        + ("" if evidence["beats_baseline"] else ": WEAK, it does not beat the baseline")
+    )
+
+
 def _number(value: Any) -> str:
     return "–" if value is None or (isinstance(value, float) and not np.isfinite(value)) else f"{value:.3f}"
 

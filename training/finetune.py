@@ -24,10 +24,11 @@ from bioseq.domain import fit_domain
 from bioseq.errors import BundleError, RegistryError, TableError
 from bioseq.features import Context
 from bioseq.heads import NEIGHBOURS, Head, clean
-from bioseq.labels import TEST, TRAIN, VALID, Labels, read_labels, read_residues
+from bioseq.labels import TEST, TRAIN, VALID, Labels, read_labels
 from bioseq.manifest import check_name
 from bioseq.output import check_free
 from bioseq.pooling import EmbedAsk
+from bioseq.residue_labels import read_residues
 from bioseq.specs.finetune import FinetuneSpec
 from bioseq.splits import Split, make_split
 from training import cards, judge
@@ -159,7 +160,7 @@ def finetune(
             fit = _frozen(spec, parts, predictor)
         bundle = _finish(spec, name, labels, split, parts, fit, predictor, method, Path(scratch))
     evidence = bundle.evidence()
-    say(verdict(evidence))
+    say(cards.verdict(evidence))
     if spec.register:
         from bioseq.registry import Registry
 
@@ -171,16 +172,6 @@ def finetune(
         entry = (registry or Registry()).register(bundle.path, spec.register, accept_weak=spec.accept_weak)
         say(f"registered as {entry.name}@{entry.version}")
     return bundle
-
-
-def verdict(evidence: dict[str, Any]) -> str:
-    best = evidence["best_baseline"]
-    main = evidence["main"]
-    return (
-        f"{main} {evidence['metrics'][main]:.3f} on {evidence['rows']['test']} held-out rows; best baseline "
-        f"({best}) {evidence['baselines'][best][main]:.3f}"
-        + ("" if evidence["beats_baseline"] else ": WEAK, it does not beat the baseline")
-    )
 
 
 # ------------------------------------------------------------------------------------------------- fitting

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -345,7 +344,8 @@ def _judge(task: dict[str, Any], model: Tuned, spec: FinetuneSpec, device: torch
     data = task["parts"]["valid"]
     residue = task["task"] == "per_residue"
     outs: list[Any] = [None] * len(data["ids"])
-    for rows in _groups(data["ids"], spec.batch_tokens):
+    lengths = np.array([len(i) + SPECIAL_TOKENS for i in data["ids"]])
+    for rows in batching.plan(lengths, max(spec.batch_tokens, int(lengths.max()))):
         out = _forward(model, [data["ids"][i] for i in rows], device).cpu().numpy()
         cuts = np.cumsum([len(data["ids"][i]) for i in rows])[:-1]
         for i, one in zip(rows, np.split(out, cuts) if residue else out):
@@ -363,11 +363,6 @@ def _judge(task: dict[str, Any], model: Tuned, spec: FinetuneSpec, device: torch
         value = score(task["task"], data["y"], out)
     main = value[MAIN[task["task"]]]
     return main if np.isfinite(main) else -math.inf
-
-
-def _groups(ids: list[np.ndarray], budget: int) -> Iterator[np.ndarray]:
-    lengths = np.array([len(i) + SPECIAL_TOKENS for i in ids])
-    yield from batching.plan(lengths, max(budget, int(lengths.max())))
 
 
 def _save(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from heads_tables import sequences, table, write_table
 
-from bioseq import calibration, metrics, ranking, splits
+from bioseq import calibration, clusters, metrics, ranking, splits
 from bioseq.errors import TableError
 from bioseq.labels import TEST, TRAIN, VALID, read_labels
 
@@ -113,8 +113,8 @@ def family_table(tmp_path):
 @pytest.mark.parametrize("mmseqs", [True, False])
 def test_cluster_split_keeps_families_whole_and_says_how(tmp_path, monkeypatch, mmseqs):
     if not mmseqs:
-        monkeypatch.setattr(splits, "find_mmseqs", lambda: None)
-    elif splits.find_mmseqs() is None:
+        monkeypatch.setattr(clusters, "find_mmseqs", lambda: None)
+    elif clusters.find_mmseqs() is None:
         pytest.skip("MMseqs2 is not installed")
     labels, family = family_table(tmp_path)
     split = splits.make_split(labels, kind="cluster", seed=1)
