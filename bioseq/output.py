@@ -86,6 +86,7 @@ def atomic_folder(path: str | Path, *, force: bool = False) -> Iterator[Path]:
             if file.is_file():
                 with open(file, "rb+") as handle:
                     os.fsync(handle.fileno())
+                os.chmod(file, 0o644)
         os.chmod(temporary, 0o755)
         _swap(temporary, path)
         _sync_folder(path.parent)
