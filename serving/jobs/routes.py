@@ -10,9 +10,8 @@ import re
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from prometheus_client import Gauge
-from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, StreamingResponse
 
 from bioseq.errors import BioseqError, NotFoundError
@@ -21,12 +20,12 @@ from serving.auth import require
 from serving.database.keys import KeyInfo
 from serving.jobs import streams
 from serving.jobs.admission import Context, admit
+from serving.jobs.file_routes import BINARY, Id, files_of, sees
+from serving.jobs.file_routes import router as file_router
 from serving.jobs.files import FileStore
 from serving.jobs.folder import JobFolder
 from serving.jobs.loop import scheduling
 from serving.jobs.schemas import (
-    FileInfo,
-    FileList,
     JobInfo,
     JobList,
     JobRequest,
@@ -37,7 +36,7 @@ from serving.jobs.schemas import (
     State,
 )
 from serving.jobs.store import JobStore
-from serving.jobs.tables import ACTIVE, PENDING, RUNNING, STATES, SUCCEEDED, FileRow, JobRow
+from serving.jobs.tables import ACTIVE, PENDING, RUNNING, STATES, SUCCEEDED, JobRow
 from serving.logs import line
 from serving.problems import Problem
 from serving.routes.body import Route
@@ -45,8 +44,6 @@ from serving.schemas.common import problems
 from serving.service import Service
 
 router = APIRouter(prefix="/v1", route_class=Route, tags=["jobs"])
-Id = Annotated[str, Path(pattern="^[0-9a-f]{24}$")]
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,119}")
 
 
@@ -81,113 +78,8 @@ def _jobs(request: Request) -> JobStore:
     return service_of(request).extras["jobs"]
 
 
-def _files(request: Request) -> FileStore:
-    return service_of(request).extras["files"]
-
-
-def _sees(key: KeyInfo) -> str | None:
-    return None if key.allows("admin") else key.id
-
-
 def _folder(request: Request, row: JobRow) -> JobFolder:
     return JobFolder(service_of(request).settings.data, row.id)
-
-
-# ------------------------------------------------------------------------------------------------------ files
-
-
-def _file(row: FileRow) -> FileInfo:
-    return FileInfo(
-        id=row.id, name=row.name, bytes=row.bytes, sha256=row.sha256, created=row.created, expires=row.expires
-    )
-
-
-@router.post(
-    "/files",
-    status_code=201,
-    response_model=FileInfo,
-    responses=problems(400, 401, 403, 408, 413, 422),
-    openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": _BINARY}}},
-)
-async def upload(
-    request: Request,
-    name: Annotated[str, Query(max_length=200, description="With the ending that tells its form.")],
-    sha256: Annotated[
-        str | None, Query(pattern="^[0-9a-fA-F]{64}$", description="Refused if the bytes have another.")
-    ] = None,
-    key: KeyInfo = require("train"),
-) -> FileInfo:
-    """Upload a library (FASTA), a label table (CSV, TSV, Parquet) or a corpus (FASTA, or text of one sequence a
-    line), plain or packed. The body is the file."""
-    service = service_of(request)
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind != "application/octet-stream":  # a web page of another origin cannot send this unasked
-        raise Problem(400, "request.bad", "send the file itself, as application/octet-stream.")
-    length = request.headers.get("content-length", "")
-    s = service.settings
-    row = await _files(request).receive(
-        key.id,
-        name,
-        _stream(request, s.body_s),
-        max_bytes=s.max_file_bytes,
-        max_stored=s.max_stored_bytes_per_key,
-        days=s.file_days,
-        sha256=sha256,
-        announced=int(length) if length.isdigit() else None,
-    )
-    return _file(row)
-
-
-async def _stream(request: Request, pause_s: float) -> AsyncIterator[bytes]:
-    pieces = request.stream().__aiter__()
-    while True:
-        try:
-            yield await asyncio.wait_for(anext(pieces), pause_s)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            raise Problem(408, "request.timeout", f"nothing came for {pause_s:g} s.", limit=pause_s) from None
-        except ClientDisconnect:
-            raise Problem(400, "request.bad", "the upload broke off.") from None
-
-
-@router.get("/files", responses=problems(401, 403))
-def list_files(request: Request, key: KeyInfo = require("train")) -> FileList:
-    """This key's files, newest first."""
-    files = _files(request)
-    return FileList(
-        data=[_file(row) for row in files.list(key.id)],
-        bytes=files.used(key.id),
-        limit=service_of(request).settings.max_stored_bytes_per_key,
-    )
-
-
-@router.get("/files/{file_id}", responses=problems(401, 403, 404))
-def show_file(request: Request, file_id: Id, key: KeyInfo = require("train")) -> FileInfo:
-    return _file(_files(request).get(file_id, _sees(key)))
-
-
-@router.get(
-    "/files/{file_id}/content",
-    responses={
-        **problems(401, 403, 404, 416),
-        200: {"content": {"application/octet-stream": _BINARY}, "description": "The file."},
-        206: {"content": {"application/octet-stream": _BINARY}, "description": "The range asked for."},
-    },
-    response_class=StreamingResponse,
-)
-def read_file(request: Request, file_id: Id, key: KeyInfo = require("train")) -> Response:
-    """The file again, whole or one byte range."""
-    files = _files(request)
-    row = files.get(file_id, _sees(key))
-    return streams.send_file(request, files.path(row), row.name, f'"{row.sha256}"')
-
-
-@router.delete("/files/{file_id}", status_code=204, responses=problems(401, 403, 404, 409))
-def delete_file(request: Request, file_id: Id, key: KeyInfo = require("train")) -> Response:
-    """Delete a file that no pending or running job names."""
-    _files(request).delete(file_id, _sees(key))
-    return Response(status_code=204)
 
 
 # ------------------------------------------------------------------------------------------------------- jobs
@@ -221,7 +113,7 @@ def _job(request: Request, row: JobRow) -> JobInfo:
 
 def _context(request: Request, key: KeyInfo) -> Context:
     service = service_of(request)
-    catalogue, files = service.catalogue, _files(request)
+    catalogue, files = service.catalogue, files_of(request)
     catalogue.refresh()  # a head that was registered a moment ago
 
     return Context(
@@ -313,7 +205,7 @@ def list_jobs(
 
 @router.get("/jobs/{job_id}", responses=problems(401, 403, 404, 422))
 def show_job(request: Request, job_id: Id, key: KeyInfo = require("train")) -> JobInfo:
-    return _job(request, _jobs(request).get(job_id, _sees(key)))
+    return _job(request, _jobs(request).get(job_id, sees(key)))
 
 
 @router.delete("/jobs/{job_id}", responses={**problems(401, 403, 404, 409, 422)})
@@ -325,9 +217,9 @@ def cancel(
 ) -> JobInfo:
     """Cancel a pending or running job; an ended one is left as it is. With `purge` an ended job is deleted."""
     jobs = _jobs(request)
-    row = jobs.get(job_id, _sees(key))
+    row = jobs.get(job_id, sees(key))
     if not purge:
-        return _job(request, jobs.cancel(job_id, _sees(key)))
+        return _job(request, jobs.cancel(job_id, sees(key)))
     if row.state in ACTIVE:
         raise Problem(409, "job.active", f"the job is {row.state}. Cancel it first, and wait for its end.")
     shown = _job(request, row)
@@ -357,7 +249,7 @@ def logs(
 ) -> Response:
     """What the job printed."""
     jobs = _jobs(request)
-    row = jobs.get(job_id, _sees(key))
+    row = jobs.get(job_id, sees(key))
     folder = _folder(request, row)
     if not follow:
         return StreamingResponse(_whole_log(folder, offset), media_type="text/plain; charset=utf-8")
@@ -382,7 +274,7 @@ async def _whole_log(folder: JobFolder, offset: int) -> AsyncIterator[bytes]:
 
 
 def _succeeded(request: Request, job_id: str, key: KeyInfo) -> JobRow:
-    row = _jobs(request).get(job_id, _sees(key))
+    row = _jobs(request).get(job_id, sees(key))
     if row.state != SUCCEEDED:
         raise Problem(409, "job.no_result", f"the job is {row.state}: there is no result.", state=row.state)
     return row
@@ -405,8 +297,8 @@ def result(request: Request, job_id: Id, key: KeyInfo = require("train")) -> Res
     "/jobs/{job_id}/result/{name:path}",
     responses={
         **problems(401, 403, 404, 409, 416),
-        200: {"content": {"application/octet-stream": _BINARY}, "description": "The file."},
-        206: {"content": {"application/octet-stream": _BINARY}, "description": "The range asked for."},
+        200: {"content": {"application/octet-stream": BINARY}, "description": "The file."},
+        206: {"content": {"application/octet-stream": BINARY}, "description": "The range asked for."},
     },
     response_class=StreamingResponse,
 )
@@ -418,3 +310,6 @@ def result_file(request: Request, job_id: Id, name: str, key: KeyInfo = require(
         raise Problem(404, "result.not_found", "the job has no such file.")
     shown = path.name if _NAME.fullmatch(path.name) else "result"
     return streams.send_file(request, path, shown, streams.etag_of(path))
+
+
+router.routes.extend(file_router.routes)

@@ -101,7 +101,6 @@ NAMES = [
     "test_a_lost_run_is_resumed_as_a_new_attempt",
     "test_a_pending_job_is_cancelled_at_once_and_never_started",
     "test_a_key_with_a_long_queue_does_not_keep_another_waiting",
-    "test_filters_and_pages",
 ]
 
 

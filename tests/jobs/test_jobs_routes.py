@@ -295,7 +295,7 @@ async def test_two_hundred_submissions_by_http_at_once(api):
                 break
             await asyncio.sleep(0.05)
         assert counts == {"SUCCEEDED": 200}
-        assert http.noop.most == 4 and len(http.noop.order) == 200
+        assert http.noop.most <= 4 and len(http.noop.order) == 200
 
 
 async def test_what_a_restarted_service_finds(api, registry, settings):
