@@ -9,7 +9,6 @@ Everything is written into ./demo, the registry home of this run too; no process
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -69,12 +68,6 @@ def screen_library(environment: dict[str, str]) -> None:
     run = OUT / "screen"
     command = [sys.executable, "-m", "bioseq", "screen", str(SAMPLE / "library.fasta"), "--heads", HEADS]
     subprocess.run([*command, "-o", str(run)], check=True, env=environment)
-    with open(run / "hits.csv", newline="") as handle:
-        rows = list(csv.DictReader(handle))
-    columns = [c for c in rows[0] if c.endswith(".value") or c == "id"]
-    print("  " + "  ".join(f"{c:<28}" for c in ["rank", *columns]))
-    for rank, row in enumerate(rows[:8], start=1):
-        print("  " + "  ".join(f"{v[:28]:<28}" for v in [str(rank), *(row[c] for c in columns)]))
     print(f"  table:  {(run / 'hits.csv').resolve()}\n  report: {(run / 'report.html').resolve()}")
 
 
@@ -111,8 +104,8 @@ def ask_service(environment: dict[str, str]) -> None:
         answer = httpx.post(f"{url}/v1/predict", json=body, timeout=120)
         answer.raise_for_status()
         (OUT / "predictions.json").write_text(json.dumps(answer.json(), indent=1))
-        for record, row in zip(records, answer.json()["predictions"]):
-            for head, p in row.items():
+        for record, row in zip(records, answer.json()["data"]):
+            for head, p in row["predictions"].items():
                 best = max(p["probabilities"], key=p["probabilities"].get)
                 print(
                     f"  {record.id:<10} {head:<14} {', '.join(p['value']) or 'none':<24} "
