@@ -112,6 +112,8 @@ def _follow(remote: Any, job_id: str) -> int:
     for event in remote.follow(job_id):
         if event["event"] == "line":
             print(event["line"], file=sys.stderr, flush=True)
+        elif event["event"] == "metrics" and "loss" in event:
+            print(f"step {event.get('step')}: loss {event['loss']:.4f}", file=sys.stderr, flush=True)
         elif event["event"] == "end":
             return _told(job_id, event)
     return 1
@@ -201,6 +203,8 @@ def _logs(remote: Any, args: argparse.Namespace) -> int:
     for event in remote.follow(args.job):
         if event["event"] == "line":
             print(event["line"], flush=True)
+        elif event["event"] == "metrics" and "loss" in event:
+            print(f"step {event.get('step')}: loss {event['loss']:.4f}", flush=True)
         elif event["event"] == "end":
             return _told(args.job, event)
     return 1

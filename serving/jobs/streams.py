@@ -25,23 +25,50 @@ BEAT_S = 15.0
 
 def read_log(folder: JobFolder, offset: int, limit: int = BLOCK) -> bytes:
     """Up to `limit` bytes of the log from `offset`; none if there is no log yet."""
+    return _read(folder.log, offset, limit)
+
+
+def _read(path: Path, offset: int, limit: int = BLOCK) -> bytes:
     try:
-        with open(folder.log, "rb") as log:
-            log.seek(offset)
-            return log.read(limit)
+        with open(path, "rb") as handle:
+            handle.seek(offset)
+            return handle.read(limit)
     except FileNotFoundError:
         return b""
+
+
+class _Metrics:
+    """New whole lines of a pretraining run's metrics.jsonl. A resumed run may have shortened the file: then it is
+    told from its end on."""
+
+    def __init__(self, path: Path, *, from_end: bool):
+        self.path = path
+        self.at = self._size() if from_end else 0
+
+    def _size(self) -> int:
+        return self.path.stat().st_size if self.path.is_file() else 0
+
+    def new(self) -> list[bytes]:
+        size = self._size()
+        if size <= self.at:
+            self.at = size
+            return []
+        whole, newline, _ = _read(self.path, self.at).rpartition(b"\n")
+        self.at += len(whole) + len(newline)
+        return [line for line in whole.split(b"\n") if line.startswith(b"{") and line.endswith(b"}")]
 
 
 async def follow(
     folder: JobFolder, look: Callable[[], Any], offset: int, draining: Callable[[], bool]
 ) -> AsyncIterator[bytes]:
     """The log from byte `offset` as events whose ids are byte offsets, so that `Last-Event-ID` goes on where a
-    broken connection ended; `progress` events; and at the job's end one `end` event with state and reason.
+    broken connection ended; `progress` events; of pretraining `metrics` events (loss, perplexity); and at the
+    job's end one `end` event with state and reason.
 
     `look` gives the job's row; it blocks. When the service stops, the stream ends without `end`.
     """
     rest, told, quiet = b"", None, 0.0
+    metrics = _Metrics(folder.output / "metrics.jsonl", from_end=offset > 0)
     yield b"retry: 2000\n\n"
     while True:
         row = await asyncio.to_thread(look)
@@ -58,6 +85,8 @@ async def follow(
         if progress is not None and progress != told:
             told, quiet = progress, 0.0
             yield b"event: progress\ndata: " + orjson.dumps(progress) + b"\n\n"
+        for entry in await asyncio.to_thread(metrics.new):
+            yield b"event: metrics\ndata: " + entry + b"\n\n"
         if row is None or row.state in ENDED:
             if rest:
                 yield _event(rest, offset + len(rest))

@@ -166,7 +166,7 @@ def test_a_pretrained_backbone_answers(live):
         seen = list(remote.follow(job["id"]))
         assert seen[-1]["state"] == "SUCCEEDED" and seen[-1]["registered"] == "mini@1", seen[-40:]
         steps.done("pretrain, its log followed")
-        assert any("loss" in e.get("line", "") or e["event"] == "progress" for e in seen)
+        assert [e["step"] for e in seen if e["event"] == "metrics" and "loss" in e] == [1, 2, 3, 4, 5, 6]
         names = [f["name"] for f in remote.result_files(job["id"])]
         assert "metrics.jsonl" in names and not any(n.startswith("checkpoints/") for n in names)
         mini = bioseq.connect(live.url, model="mini")

@@ -186,6 +186,9 @@ async def test_a_followed_log_ends_with_the_job_and_goes_on_after_a_break(api):
             folder.note(f"line {i}")
             await asyncio.sleep(0.1)
         folder.write("progress.json", {"label": "x", "done": 4, "total": 4, "unit": "u", "fraction": 1.0})
+        folder.output.mkdir()
+        metrics = folder.output / "metrics.jsonl"
+        metrics.write_text('{"kind": "train", "step": 1, "loss": 2.5}\n{"kind": "train", "st')
         await asyncio.sleep(0.6)
         with open(folder.log, "ab") as out:
             out.write(b"\xff\xfe no newline at the end")
@@ -196,6 +199,8 @@ async def test_a_followed_log_ends_with_the_job_and_goes_on_after_a_break(api):
         lines = [e for e in seen if "event" not in e]
         assert [e["data"] for e in lines[1:6]] == [f"[job] line {i}" for i in range(5)]
         assert lines[-1]["data"].endswith("no newline at the end")
+        told = [json.loads(e["data"]) for e in seen if e.get("event") == "metrics"]
+        assert told == [{"kind": "train", "step": 1, "loss": 2.5}]  # and not the half-written line
         assert any(e.get("event") == "progress" and json.loads(e["data"])["fraction"] == 1 for e in seen)
         end = json.loads(seen[-1]["data"])
         assert seen[-1]["event"] == "end"
