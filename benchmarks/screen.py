@@ -76,6 +76,7 @@ def child(ask: dict[str, Any]) -> None:
         "steps_s": facts["seconds"],
         "engine_s": facts["engine_seconds"],
         "worker_s": facts["worker_seconds"],
+        "worker_cpu_s": facts["worker_cpu_seconds"],
         "steady_tokens_per_s": facts["steady_tokens_per_second"],
         "shards": facts["shards"],
     }
@@ -308,12 +309,12 @@ model.load_head("value", Head.load(open_bundle(folder + "/value")))
 texts = [r.sequence for r in read_fasta(fasta)]
 works = [model.prepare(t, heads=("value",)) for t in texts]
 model.run(works[:8])
-started = time.perf_counter()
+started, cpu = time.perf_counter(), time.process_time()
 works = [model.prepare(t, heads=("value",)) for t in texts]
 answers = model.run(works)
-seconds = time.perf_counter() - started
+seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
 np.save(out, [a.predictions["value"]["value"] for a in answers])
-print(json.dumps({"tokens": sum(w.tokens for w in works), "seconds": seconds}))
+print(json.dumps({"tokens": sum(w.tokens for w in works), "seconds": seconds, "cpu": cpu}))
 """
 
 
@@ -327,13 +328,13 @@ def engine(args: argparse.Namespace) -> dict[str, Any]:
         proteins = read_proteins(args.proteins, args.fasta)
         fasta.write_text("".join(f">p{i}\n{s}\n" for i, s in enumerate(proteins)))
 
-        def predictor() -> float:
+        def predictor() -> tuple[float, float]:
             done = subprocess.run(
                 [sys.executable, "-c", PREDICTOR, name, str(fasta), str(folder / "wanted.npy")],
                 capture_output=True, text=True, check=True,
             )  # fmt: skip
             found = json.loads(done.stdout.splitlines()[-1])
-            return found["tokens"] / found["seconds"]
+            return found["tokens"] / found["seconds"], found["tokens"] / found["cpu"]
 
         def screen(workers: int, number: int) -> dict[str, Any]:
             spec = {
@@ -357,21 +358,19 @@ def engine(args: argparse.Namespace) -> dict[str, Any]:
         error = float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
         if error > 1e-5:
             raise SystemExit(f"the screen's numbers differ from the predictor's: relative error {error:.1e}")
-    base = float(np.median(predictors))
-    one = float(np.median([r["steady_tokens_per_s"] for r in ones]))
-    two = float(np.median([r["steady_tokens_per_s"] for r in twos]))
-    inside = float(np.median([r["tokens"] / r["engine_s"] for r in ones]))
+    base, base_cpu = (float(x) for x in np.median(predictors, axis=0))
+    one, two = (float(np.median([r["steady_tokens_per_s"] for r in found])) for found in (ones, twos))
+    per_cpu = float(np.median([r["tokens"] / r["worker_cpu_s"] for r in ones]))
     return {
         "proteins": args.proteins,
         "relative_error": error,
-        "predictor_tokens_per_s": [round(p, 1) for p in predictors],
+        "predictor_tokens_per_s": [round(p[0], 1) for p in predictors],
+        "predictor_tokens_per_cpu_s": [round(p[1], 1) for p in predictors],
+        "screen_tokens_per_cpu_s": round(per_cpu, 1),
         "one_worker": ones,
         "two_workers": twos,
+        "share_of_predictor_per_cpu_s": round(per_cpu / base_cpu, 3),
         "steady_share_of_predictor": round(one / base, 3),
-        "engine_share_of_worker_time": round(
-            float(np.median([r["engine_s"] / r["worker_s"] for r in ones])), 3
-        ),
-        "inside_engine_share_of_predictor": round(inside / base, 3),
         "two_workers_over_one": round(two / one, 3),
     }
 

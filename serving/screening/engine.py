@@ -221,7 +221,7 @@ class PredictorEngine:
 
         def compute(places: list[int]) -> list[Result]:
             answers = self.predictor.run([works[i] for i in places])
-            return [self._result(answer) for answer in answers]
+            return [self._result(sequences[i], answer) for i, answer in zip(places, answers, strict=True)]
 
         if works:
             results |= isolate(compute, list(works))
@@ -239,14 +239,17 @@ class PredictorEngine:
                     if block != "embedding":
                         features.compute(block, [clean(sequence)], head.context)
 
-    def _result(self, answer: Any) -> Result:
+    def _result(self, sequence: str, answer: Any) -> Result:
         cells: dict[str, Any] = {}
         try:
             for head in self.factory.heads:
                 cells |= head.cells(answer.predictions[head.name])
         except BioseqError as error:
             return Result(error=f"{error.code}: {error.message}")
-        return Result(cells, note="; ".join(answer.notes) or None, embedding=answer.embedding)
+        # What the alphabet did to the letters is in the index already, record by record
+        told = self.predictor.alphabet.encode(sequence).notes if answer.notes else ()
+        note = "; ".join(n for n in answer.notes if n not in told)
+        return Result(cells, note=note or None, embedding=answer.embedding)
 
 
 # As in `bioseq.predictor`, whose import would bring torch into the driver; a test holds the two equal

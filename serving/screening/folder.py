@@ -59,7 +59,8 @@ def file_sha256(path: str | Path) -> str:
 
 @dataclass(frozen=True)
 class Receipt:
-    """One computed shard: its part file and what was counted while it was made."""
+    """One computed shard: its part file and what was counted while it was made. `seconds` is all of it, `busy`
+    the engine's share, `cpu` the processor time without loading the model."""
 
     shard: int
     file: str
@@ -71,6 +72,7 @@ class Receipt:
     quarantined: int
     seconds: float
     busy: float
+    cpu: float = 0.0
     embeddings: str = ""
 
 

@@ -170,6 +170,7 @@ class _Run:
             "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
             "seconds": {k: round(v, 3) for k, v in self.times.items()},
             "engine_seconds": round(sum(r.busy for r in parts), 3),
+            "worker_cpu_seconds": round(sum(r.cpu for r in parts), 3),
             "worker_seconds": round(sum(r.seconds for r in parts), 3),
             "steady_tokens_per_second": round(
                 self.steady_tokens / max(self.steady_until - self.steady_since, 1e-9), 1

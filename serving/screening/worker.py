@@ -132,6 +132,7 @@ class ShardWorker:
         started = time.perf_counter()
         if self.engine is None:
             self.engine = self.factory.build()
+        cpu = time.process_time()
         table = pq.read_table(self.work / "shards" / file)
         units, sequences = table["unit"].to_numpy(), table["sequence"].to_pylist()
         trail = Trail(self.work / "trails", shard, self.attempt)
@@ -153,12 +154,20 @@ class ShardWorker:
         results = [Result(error=KILLED)] * len(sequences)
         for i, result in zip(places, found, strict=True):
             results[i] = result
-        receipt = self.write(shard, units, results, tokens, started, busy)
+        receipt = self.write(shard, units, results, tokens, started, busy, cpu)
         trail.path.unlink(missing_ok=True)
         return receipt
 
     def write(
-        self, shard: int, units: np.ndarray, results: list[Result], tokens: int, started: float, busy: float
+        self,
+        shard: int,
+        units: np.ndarray,
+        results: list[Result],
+        tokens: int,
+        started: float,
+        busy: float,
+        cpu: float,
+        cpu: float,
     ) -> Receipt:
         columns: list[Any] = [units, [r.error for r in results], [r.note for r in results]]
         columns += [[r.cells.get(f.name) for r in results] for f in list(self.schema)[3:]]
@@ -189,5 +198,6 @@ class ShardWorker:
             quarantined=sum(r.error is not None for r in results),
             seconds=time.perf_counter() - started,
             busy=busy,
+            cpu=time.process_time() - cpu,
             embeddings=vectors,
         )

@@ -140,7 +140,7 @@ def test_a_screen_equals_the_loop_and_itself_on_other_workers(artefacts, library
             else:
                 assert got[key] == value, (got["id"], key)
     notes = {r["id"]: r["notes"] for r in found if r["notes"]}
-    assert "2159 residues in 3 windows" in notes["A7E6F5"] and "J read as X" in notes["letter-j"]
+    assert "2159 residues in 3 windows" in notes["A7E6F5"] and notes["letter-j"] == "1 J read as X"
     lines = hits(done.path)
     assert "ss.value" not in lines[0] and "ss.ood" in lines[0] and "pair.kd.low" in lines[0]
 
