@@ -167,7 +167,6 @@ class ShardWorker:
         started: float,
         busy: float,
         cpu: float,
-        cpu: float,
     ) -> Receipt:
         columns: list[Any] = [units, [r.error for r in results], [r.note for r in results]]
         columns += [[r.cells.get(f.name) for r in results] for f in list(self.schema)[3:]]
