@@ -30,10 +30,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import numpy as np
 from _common import host, read_proteins, versions, write_result
+from fastapi import Request
 
 ARROW = {"Accept": "application/vnd.apache.arrow.stream"}
 
@@ -74,9 +76,19 @@ def apart(function: Any, *args: Any) -> Any:
     queue = context.Queue()
     process = context.Process(target=function, args=(*args, queue))
     process.start()
-    result = queue.get()
+    result = answer_of(process, queue)
     process.join()
     return result
+
+
+def answer_of(process: Any, queue: Any) -> Any:
+    """What the process puts; a process that dies first ends the benchmark."""
+    while True:
+        try:
+            return queue.get(timeout=1)
+        except Empty:
+            if not process.is_alive() and queue.empty():
+                raise SystemExit(f"a part failed with exit code {process.exitcode}") from None
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
@@ -195,7 +207,7 @@ def turns(url: str, sequence: str, count: int, queue: Any) -> None:
 
 def noop_app() -> Any:
     """FastAPI -> handle -> replica, doing nothing."""
-    from fastapi import FastAPI, Request
+    from fastapi import FastAPI
     from ray import serve
 
     app = FastAPI()
@@ -265,7 +277,7 @@ def memory(url: str, sequences: list[str], answers: np.ndarray, minutes: float) 
         time.sleep(5)
         for name, process in processes().items():
             samples[name].append(process.memory_info().rss / 2**20)
-    result = queue.get()
+    result = answer_of(load, queue)
     load.join()
     out: dict[str, Any] = {
         "minutes": minutes,

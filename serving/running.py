@@ -123,9 +123,10 @@ def ray_session(settings: Settings, address: str | None, num_cpus: int | None) -
         else:
             ray.init(address=address, **quiet)
     except Exception as error:
+        said = next((row.strip() for row in str(error).splitlines() if row.strip()), type(error).__name__)
         where = "here" if address is None else f"at {address}"
         raise ResourceError(
-            f"Ray could not be started or reached {where}: {str(error).splitlines()[0][:300]}",
+            f"Ray could not be started or reached {where}: {said[:300]}",
             hint="Look for free memory, disk space under $RAY_TMPDIR, and for a cluster its address and token.",
         ) from error
     try:
