@@ -31,6 +31,7 @@ from serving.problems import Problem
 from serving.settings import Settings
 
 SWEEP_S = 600.0
+UNSENT_S = 600.0  # a run that cannot be started for so long is lost
 LOST_S = 2.0  # a run is given up only when it stays away: its last word may take a moment over a network disk
 
 
@@ -54,6 +55,7 @@ class Scheduler:
         self.lost_s = lost_s
         self._swept = 0.0
         self._missing: dict[str, float] = {}
+        self._unsent: dict[str, float] = {}
 
     def folder(self, job: Started) -> JobFolder:
         return JobFolder(self.settings.data, job.id)
@@ -100,11 +102,18 @@ class Scheduler:
             reason = f"{error.strerror}" if isinstance(error, OSError) else str(error)
             self.store.end(self.lease, job, FAILED, f"it could not be started: {reason}")
             return
+        self._send(job, folder)
+
+    def _send(self, job: Started, folder: JobFolder) -> None:
         gpus = 1.0 if job.kind == "finetune" and job.spec.get("device") == "cuda" else 0.0
+        run = run_name(job.id, job.attempt)
         try:
-            self.executor.start(run_name(job.id, job.attempt), folder, job.attempt, gpus=gpus)
+            self.executor.start(run, folder, job.attempt, gpus=gpus)
+            self._unsent.pop(run, None)
         except Exception as error:
-            # It may have begun nevertheless: the next tick finds the run, or finds it lost.
+            # A cluster that has just started takes no jobs for a while. It may have begun nevertheless: the
+            # same name again is no second run.
+            self._unsent.setdefault(run, time.monotonic())
             logs.trouble("job start", error, job=job.id)
 
     def _write(self, job: Started, folder: JobFolder) -> None:
@@ -135,6 +144,8 @@ class Scheduler:
             if job.cancel:
                 self.executor.stop(run)
             return
+        if ended is None and not job.cancel and self._resend(run, job):
+            return
         since = self._missing.setdefault(run, time.monotonic())
         if ended is None and time.monotonic() - since < self.lost_s:
             return
@@ -145,6 +156,15 @@ class Scheduler:
             self.store.end(self.lease, job, CANCELLED, "cancelled")
         else:
             self._lost(job, "its process ended without a word (killed, or its node died)")
+
+    def _resend(self, run: str, job: Started) -> bool:
+        """Start once more what could not be started; False if there is nothing such, or for too long."""
+        since = self._unsent.get(run)
+        if since is None or time.monotonic() - since > UNSENT_S:
+            self._unsent.pop(run, None)
+            return False
+        self._send(job, self.folder(job))
+        return True
 
     def _conclude(self, job: Started, ended: dict[str, Any]) -> None:
         code, why = ended["code"], ended["why"]

@@ -387,11 +387,26 @@ def test_a_run_that_is_missing_for_a_moment_is_not_given_up(rig):
     assert r.state(row) == SUCCEEDED
 
 
-def test_a_start_that_raises_is_taken_up_as_lost(rig):
+def test_a_start_that_fails_is_tried_again_and_is_no_lost_attempt(rig):
+    """As while a cluster has just started, and takes no jobs yet."""
     r = rig()
     start, r.executor.start = r.executor.start, lambda *a, **k: (_ for _ in ()).throw(RuntimeError())
     row = r.submit()
-    r.scheduler.tick()
+    for _ in range(10):
+        r.scheduler.tick()
     r.executor.start = start
     r.scheduler.tick()
-    assert r.store.get(row.id).attempt == 2 and r.executor.running() == [run_name(row.id, 2)]
+    found = r.store.get(row.id)
+    assert (found.attempt, found.failures) == (1, 0) and r.executor.running() == [run_name(row.id, 1)]
+    r.finish_all()
+    assert r.state(row) == SUCCEEDED
+
+
+def test_what_cannot_be_started_for_too_long_is_lost(rig, monkeypatch):
+    monkeypatch.setattr("serving.jobs.scheduler.UNSENT_S", -1)
+    r = rig(job_attempts=2)
+    r.executor.start = lambda *a, **k: (_ for _ in ()).throw(RuntimeError())
+    row = r.submit()
+    for _ in range(4):
+        r.scheduler.tick()
+    assert r.state(row) == FAILED
