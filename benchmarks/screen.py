@@ -383,7 +383,7 @@ def main() -> None:
     parser.add_argument("what", nargs="?", choices=kinds)
     parser.add_argument("--records", type=int, nargs="+", help="sizes of the libraries")
     parser.add_argument("--fasta")
-    parser.add_argument("--proteins", type=int, default=1000)
+    parser.add_argument("--proteins", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--scratch", default=None, help="folder for libraries and runs")
