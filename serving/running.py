@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -99,6 +100,21 @@ def check_model(settings: Settings) -> str:
 
 
 @contextlib.contextmanager
+def _own_agent_port() -> Iterator[None]:
+    """Ray's agent, which starts jobs, has the fixed port 52365: beside another Ray on this machine it has none, and
+    every job is refused. `ray.init` knows no option for it; 0 lets the kernel choose."""
+    from ray._private import parameter as room
+
+    parameter: Any = room
+    plain = parameter.RayParams
+    parameter.RayParams = functools.partial(plain, dashboard_agent_listen_port=0)
+    try:
+        yield
+    finally:
+        parameter.RayParams = plain
+
+
+@contextlib.contextmanager
 def ray_session(settings: Settings, address: str | None, num_cpus: int | None) -> Iterator[Any]:
     """Ray, started here and ended here, or joined at `address` and left as it was."""
     for name, value in {**_FASTER, **_QUIET}.items():
@@ -113,13 +129,14 @@ def ray_session(settings: Settings, address: str | None, num_cpus: int | None) -
     try:
         if address is None:
             # Logical CPUs: fractions are shared out, and jobs must find room beside a busy engine.
-            ray.init(
-                address="local",
-                num_cpus=num_cpus or max(4, os.cpu_count() or 1),
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
-                **quiet,
-            )
+            with _own_agent_port():
+                ray.init(
+                    address="local",
+                    num_cpus=num_cpus or max(4, os.cpu_count() or 1),
+                    include_dashboard=True,
+                    dashboard_host="127.0.0.1",
+                    **quiet,
+                )
         else:
             ray.init(address=address, **quiet)
     except Exception as error:
