@@ -31,7 +31,10 @@ def ship(source: Path, out: Path, checks: Path, *, force: bool = False) -> Bundl
         result = perplexity(encoder, [r.sequence for r in read_fasta(checks / file)], seed=0, passes=PASSES)
         found[name] = {"file": file, **result}
     evidence["check"] = found
-    for key in ("corpus", "output"):  # where it was made is nobody's business; what of is in the corpus's hash
+    for key in (
+        "corpus",
+        "output",
+    ):  # where it was made is nobody's business; what of is in the corpus's hash
         evidence["spec"][key] = None
     lines = [
         "",
