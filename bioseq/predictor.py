@@ -14,7 +14,6 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -170,7 +169,7 @@ class Predictor:
         for name in heads:
             if name not in self.heads:
                 self.load_head(name)
-            route = name if self.heads[name].adapter or self.heads[name].trunk is not None else None
+            route = self._route(name)
             if route not in routes:
                 routes.append(route)
         return Work(
@@ -447,12 +446,6 @@ class Predictor:
         from bioseq import variants
 
         return variants.scan(self, sequence, strategy=strategy, **options)
-
-    def masked(self, work: Work, places: np.ndarray) -> Work:
-        """A copy of `work` with these residues replaced by <mask>."""
-        ids = work.ids.copy()
-        ids[places] = self.alphabet.mask_id
-        return replace(work, ids=ids)
 
 
 def _device(name: str) -> str:
