@@ -49,7 +49,11 @@ def _serve_parser() -> argparse.ArgumentParser:
     p.add_argument("--log-file", help="access log, JSON lines (default: logs/access.jsonl in $BIOSEQ_HOME)")
     group = p.add_argument_group("limits")
     group.add_argument(
-        "--max-queue", type=_positive, default=30.0, metavar="S", help="longest wait of a request"
+        "--max-queue",
+        type=_positive,
+        default=30.0,
+        metavar="S",
+        help="longest time until a request's answer; what cannot be done in it is refused",
     )
     group.add_argument("--max-items", type=positive_int, default=10_000, help="sequences a request")
     group.add_argument("--request-timeout", type=_positive, default=600.0, metavar="S", help="of one request")

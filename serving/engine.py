@@ -27,6 +27,7 @@ import concurrent.futures
 import contextlib
 import heapq
 import itertools
+import math
 import threading
 import time
 from collections import deque
@@ -41,7 +42,7 @@ _SHARE = 256  # tokens: smaller batches waste more than another lane gains
 
 
 class Engine:
-    """See the module. `max_queue_s` bounds the time that an accepted request waits for its first batch,
+    """See the module. `max_queue_s` bounds the time from an accepted request's arrival to its answer,
     `max_queued_tokens` what lies in the queue; None for no limit. `lookahead` items are looked at to fill a
     batch. `on_start` runs in each lane before its first batch. `stuck_s`: a batch that runs longer makes
     `check` fail."""
@@ -97,22 +98,26 @@ class Engine:
             self._require_alive()
             now = self._clock()
             total = sum(tokens)
-            if not admitted:
-                self._admit(total, now)
+            rate = self._rates.seconds_per_token(runner)
+            spread = 2.0 * rate / self.lanes
+            first = min(total, max(tokens[0], runner.budget))
             ticket = Ticket(
                 arrived=now,
                 loop=loop,
                 future=loop.create_future(),
                 total_tokens=total,
-                first_tokens=tokens[0],
-                spread=2.0 * self._rates.seconds_per_token(runner) / self.lanes,
+                first_tokens=first,
+                spread=spread,
+                patience=self._patience(first * rate + (total - first) * spread),
                 admitted=admitted,
                 outcomes=[None] * len(works),
                 left=len(works),
             )
+            if not admitted:
+                self._admit(ticket, now)
             ahead = 0
             for place, (work, size) in enumerate(zip(works, tokens)):
-                due = now + ahead * ticket.spread
+                due = now + max(0, ahead + size - first) * spread
                 heapq.heappush(self._heap, Item(due, next(self._numbers), ticket, place, work, size, runner))
                 ahead += size
             self._tickets.add(ticket)
@@ -184,19 +189,26 @@ class Engine:
             waiting -= min(now - began, tokens * rate)
         return max(0.0, waiting / self.lanes)
 
-    def _admit(self, tokens: int, now: float) -> None:
-        limit = self.max_queued_tokens
+    def _patience(self, own: float) -> float:
+        """Seconds that a request may wait for its first batch, if its own work takes `own`."""
+        if self.max_queue_s is None:
+            return math.inf
+        return max(self.max_queue_s - own, self.max_queue_s / 2)
+
+    def _admit(self, ticket: Ticket, now: float) -> None:
+        limit, tokens = self.max_queued_tokens, ticket.total_tokens
         # An empty queue takes any request: one that is larger than the queue would never run otherwise.
         if limit is not None and self._queued_tokens and self._queued_tokens + tokens > limit:
             self.observer.refused()
             wait = max(1.0, self._wait_s(now))
             raise Overloaded(f"the queue holds {self._queued_tokens} tokens; the limit is {limit}.", wait)
         wait = self._wait_s(now)
-        if self.max_queue_s is not None and wait > self.max_queue_s * 0.9:
+        # A tenth is kept for what the prediction gets wrong.
+        if wait > ticket.patience * 0.9:
             self.observer.refused()
             raise Overloaded(
-                f"the wait would be {wait:.1f} s; the limit is {self.max_queue_s:g} s.",
-                max(1.0, wait - self.max_queue_s / 2),
+                f"the wait would be {wait:.1f} s; the limit for this request is {ticket.patience:.1f} s.",
+                max(1.0, wait - ticket.patience / 2),
             )
 
     def _seal(self) -> list[Item]:
@@ -232,13 +244,12 @@ class Engine:
         return batch
 
     def _too_late(self, ticket: Ticket, now: float) -> bool:
-        limit = self.max_queue_s
-        return limit is not None and not ticket.begun and not ticket.admitted and now - ticket.arrived > limit
+        return not ticket.begun and not ticket.admitted and now - ticket.arrived > ticket.patience
 
     def _shed(self, ticket: Ticket) -> None:
         self._forget(ticket)
         self.observer.refused()
-        error = Overloaded(f"the request waited longer than {self.max_queue_s:g} s.", 2.0)
+        error = Overloaded(f"the request waited longer than {ticket.patience:.1f} s.", 2.0)
         self._call(ticket, ticket.refuse, error)
 
     def _forget(self, ticket: Ticket) -> None:

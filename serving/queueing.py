@@ -65,7 +65,8 @@ class Silent:
 
 @dataclass(eq=False)
 class Ticket:
-    """One call of `submit`."""
+    """One call of `submit`. `first_tokens` are due on arrival, the others one after another, `spread` seconds a
+    token. `patience`: seconds that it may wait for its first batch."""
 
     arrived: float
     loop: asyncio.AbstractEventLoop
@@ -73,6 +74,7 @@ class Ticket:
     total_tokens: int
     first_tokens: int
     spread: float
+    patience: float
     admitted: bool
     outcomes: list[Any]
     left: int

@@ -241,7 +241,7 @@ def test_wait_is_predicted_and_bounded():
         fake.gate.set()
         await asyncio.gather(first, *tasks)
 
-    go(scenario, max_queue_s=3.2, clock=lambda: clock[0])
+    go(scenario, max_queue_s=3.4, clock=lambda: clock[0])
 
 
 def test_what_waited_too_long_is_refused_when_its_turn_comes():
@@ -262,6 +262,45 @@ def test_what_waited_too_long_is_refused_when_its_turn_comes():
 
     go(scenario, max_queue_s=5.0, clock=lambda: clock[0])
     assert fake.batches == [[0]]
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_what_is_accepted_is_answered_within_the_limit(lanes):
+    """A burst of many times what the engine can do: the whole of an accepted request is in time, not its beginning."""
+    clock = [0.0]
+    lock = threading.Lock()
+    fake = Fake(100)
+
+    async def scenario(engine):
+        run = fake.run
+
+        def slow(works):
+            answers = run(works)
+            with lock:
+                clock[0] += sum(w.tokens for w in works) * 0.01 / lanes
+            return answers
+
+        fake.run = slow
+        engine._rates.add(fake, 1000, 10.0)  # 10 ms a token, of one lane
+        fake.gate.clear()
+        statuses = {"in time": 0, "late": 0, "refused": 0}
+
+        async def one(i: int) -> None:
+            try:
+                await engine.submit(fake, [Job(10 * i + k, 20) for k in range(4)])
+            except Overloaded:
+                statuses["refused"] += 1
+            else:
+                statuses["in time" if clock[0] <= 5.0 else "late"] += 1
+
+        tasks = [asyncio.create_task(one(i)) for i in range(60)]
+        await entered(fake, lanes)
+        fake.gate.set()
+        await asyncio.gather(*tasks)
+        return statuses
+
+    statuses = go(scenario, max_queue_s=5.0, lanes=lanes, clock=lambda: clock[0])
+    assert statuses["late"] == 0 and statuses["refused"] > 30 and statuses["in time"] >= 2 * lanes, statuses
 
 
 def test_runners_do_not_share_batches_and_calls_run_between():
