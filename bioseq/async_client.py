@@ -89,11 +89,12 @@ class AsyncClient(Base):
         seqs: Iterable[str | Record],
         heads: Sequence[str],
         *,
+        nearest: int = 0,
         long_sequences: str = "error",
         on_error: str = "raise",
     ) -> list[dict[str, dict[str, Any]]]:
         """As `Client.predict`."""
-        options = predict_options(heads, long_sequences)
+        options = predict_options(heads, nearest, long_sequences)
         rows: list[Any] = []
         async for a in self._all(seqs, self._predict_call, options, on_error):
             rows += a.spread(predictions(a.table, options["heads"]))

@@ -131,12 +131,13 @@ class Client(JobsMixin, Base):
         seqs: Iterable[str | Record],
         heads: Sequence[str],
         *,
+        nearest: int = 0,
         long_sequences: str = "error",
         on_error: str = "raise",
         progress: bool = False,
     ) -> list[dict[str, dict[str, Any]]]:
         """As `Predictor.predict`: one dict a sequence, keyed by head."""
-        options = predict_options(heads, long_sequences)
+        options = predict_options(heads, nearest, long_sequences)
         parts = self._all(seqs, self._predict_call, options, on_error, progress)
         return [row for a in parts for row in a.spread(predictions(a.table, options["heads"]))]
 

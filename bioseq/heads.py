@@ -214,28 +214,38 @@ class Head:
     # -------------------------------------------------------------- predictions
 
     def pooled(self, features: Any) -> np.ndarray:
-        """float32 [N, D] that the out-of-domain score and `nearest` read."""
+        """float32 [N, D] that the out-of-domain score and the nearest training examples are taken from."""
         if self.per_residue:
             return (
                 np.stack([flat_residues(f).mean(0) for f in features]) if len(features) else np.zeros((0, 1))
             )
         return np.asarray(features, np.float32).reshape(len(features), -1)
 
-    def predict(self, features: Any, sequences: Sequence[str]) -> list[dict[str, Any]]:
+    def predict(
+        self, features: Any, sequences: Sequence[str], *, nearest: Sequence[int] = ()
+    ) -> list[dict[str, Any]]:
         """One prediction a sequence. `features` float32 [N, D] as `embed_ask` asks (a list of [L_i, D] per
-        residue). Raises `SequenceError` for a sequence that this head cannot judge (see `bioseq.features`)."""
+        residue). `nearest`: how many training examples to name, for each sequence; none for 0. Raises
+        `SequenceError` for a sequence that this head cannot judge (see `bioseq.features`)."""
         if not len(sequences):
             return []
         texts = [clean(s) for s in sequences]
         if self.per_residue:  # a truncated protein has fewer features than letters
             texts = [t[: flat_residues(f).shape[0]] for t, f in zip(texts, features)]
         raw = self.raw(features, texts)
-        ood = self.domain.score(self.pooled(features), texts)
+        pooled = self.pooled(features)
+        ood = self.domain.score(pooled, texts)
         shared = [
             {"ood": o, "ood_percentile": p, "head": self.name, "version": self.version}
             for o, p in zip(ood.tolist(), self.domain.percentile(ood).tolist())
         ]
-        return [{"task": self.task, **own, **rest} for own, rest in zip(self._values(raw), shared)]
+        rows = [{"task": self.task, **own, **rest} for own, rest in zip(self._values(raw), shared)]
+        asked = np.flatnonzero(nearest)
+        if len(asked):
+            found = self.domain.nearest(pooled[asked], max(nearest))
+            for i, near in zip(asked.tolist(), found):
+                rows[i]["nearest"] = [{"id": name, "similarity": s} for name, s in near[: nearest[i]]]
+        return rows
 
     def _values(self, raw: Any) -> list[dict[str, Any]]:
         names = self.classes
@@ -281,11 +291,6 @@ class Head:
             {"value": names[c], "interval": None, "probabilities": dict(zip(names, row))}
             for c, row in zip(called, p.tolist())
         ]
-
-    def nearest(self, features: Any, k: int) -> list[list[dict[str, Any]]]:
-        """The k nearest training examples of each: `id` and `similarity` (cosine of whitened embeddings)."""
-        found = self.domain.nearest(self.pooled(features), k)
-        return [[{"id": name, "similarity": s} for name, s in row] for row in found]
 
 
 def flat_residues(features: np.ndarray) -> np.ndarray:

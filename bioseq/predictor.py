@@ -123,12 +123,15 @@ class Predictor:
         embed: EmbedAsk | None = None,
         logits: str | np.ndarray | None = None,
         heads: Sequence[str] = (),
+        nearest: int = 0,
         long_sequences: LongSequences = "error",
         index: int | None = None,
         gaps: bool = False,
     ) -> Work:
         """Check and encode one sequence. Cheap, no torch. Raises subclasses of `SequenceError` that name the
         record and position, and `NotFoundError` for an unknown head."""
+        if nearest < 0:
+            raise SpecError(f"{nearest} is below 0.", field="nearest")
         text = sequence if isinstance(sequence, str) else sequence.sequence
         record = None if isinstance(sequence, str) else sequence.id
         source = None if isinstance(sequence, str) else sequence.source
@@ -178,6 +181,7 @@ class Predictor:
             embed=embed,
             logits_at=logits,
             heads=tuple(heads),
+            nearest=nearest,
             notes=tuple(notes),
             cover=cover,
             overlap=overlap,
@@ -269,7 +273,9 @@ class Predictor:
             head = self.heads[name]
             values: Any = [rows[i] for i in order]
             predictions = head.predict(
-                values if head.per_residue else np.stack(values), [works[i].sequence for i in order]
+                values if head.per_residue else np.stack(values),
+                [works[i].sequence for i in order],
+                nearest=[works[i].nearest for i in order],
             )
             for i, prediction in zip(order, predictions, strict=True):
                 answers[i].predictions = (answers[i].predictions or {}) | {name: prediction}
@@ -417,13 +423,15 @@ class Predictor:
         seqs: Iterable[str | Record],
         heads: Sequence[str],
         *,
+        nearest: int = 0,
         long_sequences: LongSequences = "error",
         progress: bool = False,
     ) -> list[dict[str, dict[str, Any]]]:
-        """One dict a sequence, keyed by head; each prediction in the documented form."""
+        """One dict a sequence, keyed by head; each prediction in the documented form, with `nearest` the so
+        many nearest training examples of each."""
         if isinstance(heads, str):
             heads = [h for h in heads.split(",") if h]
-        works = self._works(seqs, heads=tuple(heads), long_sequences=long_sequences)
+        works = self._works(seqs, heads=tuple(heads), nearest=nearest, long_sequences=long_sequences)
         return [a.predictions or {} for a in self._run(works, "predicting", progress)]
 
     def score(

@@ -108,10 +108,10 @@ def embed_options(
     }
 
 
-def predict_options(heads: Sequence[str] | str, long_sequences: str) -> dict[str, Any]:
+def predict_options(heads: Sequence[str] | str, nearest: int, long_sequences: str) -> dict[str, Any]:
     if isinstance(heads, str):
         heads = [h for h in heads.split(",") if h]
-    return {"heads": list(heads), "long_sequences": long_sequences}
+    return {"heads": list(heads), "nearest": nearest, "long_sequences": long_sequences}
 
 
 def vectors(table: Any, column: str, layers: int, ragged: bool) -> list[np.ndarray]:

@@ -22,7 +22,7 @@ class Work:
 
     `logits_at`: None, "all", or int64 places of residues. `cover` are the windows that will be computed,
     `overlap` their overlap. `routes` are the passes it takes: the bare trunk (None) and one for each head
-    with weights of its own.
+    with weights of its own. `nearest`: training examples to name beside each prediction.
     """
 
     ids: np.ndarray
@@ -30,6 +30,7 @@ class Work:
     embed: EmbedAsk | None = None
     logits_at: str | np.ndarray | None = None
     heads: tuple[str, ...] = ()
+    nearest: int = 0
     notes: tuple[str, ...] = ()
     cover: list[Window] = field(default_factory=list)
     overlap: int = 0

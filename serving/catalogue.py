@@ -149,7 +149,7 @@ class Catalogue:
             from bioseq.bundle import open_bundle
 
             return open_bundle(Path(model.exact), verify=False)
-        return self.registry.resolve(model.exact)
+        return self.registry.resolve(model.exact, paths=False)
 
     def known_manifest(self, model: Model) -> Manifest | None:
         """The manifest if it was read before."""

@@ -193,7 +193,8 @@ class Engine:
         """Seconds that a request may wait for its first batch, if its own work takes `own`."""
         if self.max_queue_s is None:
             return math.inf
-        return max(self.max_queue_s - own, self.max_queue_s / 2)
+        # A tenth is kept for what the prediction gets wrong, and for the way to the caller.
+        return max(0.9 * self.max_queue_s - own, self.max_queue_s / 2)
 
     def _admit(self, ticket: Ticket, now: float) -> None:
         limit, tokens = self.max_queued_tokens, ticket.total_tokens
@@ -203,8 +204,7 @@ class Engine:
             wait = max(1.0, self._wait_s(now))
             raise Overloaded(f"the queue holds {self._queued_tokens} tokens; the limit is {limit}.", wait)
         wait = self._wait_s(now)
-        # A tenth is kept for what the prediction gets wrong.
-        if wait > ticket.patience * 0.9:
+        if wait > ticket.patience:
             self.observer.refused()
             raise Overloaded(
                 f"the wait would be {wait:.1f} s; the limit for this request is {ticket.patience:.1f} s.",

@@ -199,7 +199,7 @@ class Host:
         for name in heads:
             if name not in slot.predictor.heads:
                 try:
-                    bundle = self.catalogue.registry.resolve(name)
+                    bundle = self.catalogue.registry.resolve(name, paths=False)
                 except NotFoundError as error:
                     raise NotFoundError(error.message, code="head.not_found", hint=error.hint) from None
                 slot.predictor.load_head(name, Head.load(bundle))
@@ -221,7 +221,7 @@ class Host:
             _need_lm_head(predictor)
             what["logits"] = "all"
         else:
-            what["heads"] = ask.heads
+            what["heads"], what["nearest"] = ask.heads, ask.options["nearest"]
         works = [predictor.prepare(s, index=i, **what) for i, s in enumerate(ask.sequences)]
         answers = await self.engine.submit(predictor, works, admitted=ask.admitted)
         _raise_first(answers)

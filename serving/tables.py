@@ -44,6 +44,7 @@ def prediction_type(example: dict[str, Any]) -> Any:
         "head": pa.string(),
         "version": pa.int64(),
         "labels": pa.list_(pa.string()),
+        "nearest": pa.list_(pa.struct([("id", pa.string()), ("similarity", number)])),
     }
     spare = {k: _plain_type(v) for k, v in example.items() if k not in fields}
     return pa.struct([(k, fields.get(k, spare.get(k))) for k in example])

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 import csv
-import itertools
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bioseq.cli import add_engine_options, add_server_options, api_key, new_parser, positive_int
-from bioseq.errors import InputError, OutputError, SequenceError
+from bioseq.cli import add_engine_options, add_server_options, new_parser, positive_int
+from bioseq.commands.records import Notes, answered
+from bioseq.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     from bioseq.fasta import Record
@@ -103,12 +103,9 @@ def main(argv: list[str]) -> int:
 
 
 def _write(args: argparse.Namespace, kind: str, path: Path) -> tuple[int, int]:
-    from bioseq.fasta import read_many
 
-    engine = _engine(args)
-    records: Iterable[Record] = read_many(args.fasta, allow_empty=args.on_error == "skip")
     counts = [0, 0]
-    rows = _rows(engine, records, args, counts)
+    rows = _rows(args, counts)
     writer = {"parquet": _write_parquet, "npz": _write_npz, "csv": _write_csv}[kind]
     writer(rows, path, args)
     if counts[0] == 0:
@@ -116,85 +113,29 @@ def _write(args: argparse.Namespace, kind: str, path: Path) -> tuple[int, int]:
     return counts[0], counts[1]
 
 
-def _engine(args: argparse.Namespace) -> Any:
-    if args.server:
-        import bioseq
-
-        return bioseq.connect(args.server, api_key=api_key(args), model=args.model)
-    from bioseq.loading import load
-
-    return load(args.model, dtype=args.dtype, device=args.device, threads=args.threads)
-
-
 def _rows(
-    engine: Any, records: Iterable[Record], args: argparse.Namespace, counts: list[int]
-) -> Iterator[tuple[list[Record], list[tuple[str, ...]], list[np.ndarray]]]:
+    args: argparse.Namespace, counts: list[int]
+) -> Iterator[tuple[list[Record], list[Notes], list[np.ndarray]]]:
     """Chunks of records with their notes and embeddings, in input order."""
     from bioseq.pooling import EmbedAsk
-    from bioseq.predictor import Predictor
-    from bioseq.progress import Progress
 
-    ask = EmbedAsk(args.pooling, args.layers, args.per_residue)
-    total = _count(args.fasta)
-    iterator = iter(records)
-    with Progress(total or 1, "embedding", unit="sequences", enabled=bool(total)) as bar:
-        while chunk := list(itertools.islice(iterator, args.chunk)):
-            if not isinstance(engine, Predictor):
-                kept, notes, arrays = _remote(engine, chunk, args, counts)
-            else:
-                works, kept = [], []
-                for record in chunk:
-                    try:
-                        work = engine.prepare(
-                            record, embed=ask, long_sequences=args.long_sequences, gaps=args.gaps
-                        )
-                    except SequenceError as error:
-                        if args.on_error == "fail":
-                            raise
-                        counts[1] += 1
-                        print(f"left out: {error}", file=sys.stderr)
-                        continue
-                    works.append(work)
-                    kept.append(record)
-                answers = engine.run(works)
-                notes = [a.notes for a in answers]
-                arrays = [a.embedding for a in answers if a.embedding is not None]
-            for record, note in zip(kept, notes):
-                for text in note:
-                    print(f"{record.source}: {record.id}: {text}", file=sys.stderr)
-            counts[0] += len(kept)
-            bar.add(len(chunk))
-            if kept:
-                yield kept, notes, arrays
-
-
-def _remote(
-    engine: Any, chunk: list[Record], args: argparse.Namespace, counts: list[int]
-) -> tuple[list[Record], list[tuple[str, ...]], list[np.ndarray]]:
-    if args.gaps:
+    if args.server and args.gaps:
         raise InputError("--gaps works on this machine only.", hint="Leave out --server, or remove the gaps.")
-    arrays = engine.embed(
-        chunk,
-        pooling=args.pooling,
-        layers=args.layers,
-        per_residue=args.per_residue,
-        long_sequences=args.long_sequences,
-        on_error="raise" if args.on_error == "fail" else "report",
-    )
-    for error in engine.errors:
-        counts[1] += 1
-        print(f"left out: {error}", file=sys.stderr)
-    kept = [(r, a) for r, a in zip(chunk, arrays, strict=True) if a is not None]
-    return [r for r, _ in kept], [()] * len(kept), [a for _, a in kept]
 
+    def remote(client: Any, chunk: list[Record], on_error: str) -> list[Any]:
+        return client.embed(
+            chunk, pooling=args.pooling, layers=args.layers, per_residue=args.per_residue,
+            long_sequences=args.long_sequences, on_error=on_error,
+        )  # fmt: skip
 
-def _count(paths: list[str]) -> int:
-    """Records to come, for the progress; 0 where that would mean reading a stream twice."""
-    from bioseq.fasta import count_records
-
-    if not all(Path(path).is_file() for path in paths):
-        return 0
-    return sum(count_records(path) for path in paths)
+    return answered(
+        args, counts, "embedding", chunk=args.chunk,
+        prepare={
+            "embed": EmbedAsk(args.pooling, args.layers, args.per_residue),
+            "long_sequences": args.long_sequences, "gaps": args.gaps,
+        },
+        read=lambda answer: answer.embedding, remote=remote,
+    )  # fmt: skip
 
 
 def _write_parquet(rows: Iterator[Any], path: Path, args: argparse.Namespace) -> None:

@@ -6,13 +6,16 @@ import argparse
 import csv
 import itertools
 import json
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bioseq.cli import add_engine_options, add_server_options, api_key, new_parser, positive_int
-from bioseq.errors import InputError, OutputError, SequenceError, SpecError
+from bioseq.cli import add_engine_options, add_server_options, new_parser, positive_int
+from bioseq.commands.records import answered
+from bioseq.errors import InputError, OutputError, SpecError
 
 CHUNK = 1024  # records read, computed and written at a time
 EXAMPLE = """bioseq predict proteins.fasta --heads localization,target_class -o predictions.csv
@@ -30,7 +33,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--heads", required=True, metavar="A,B", help="registry names, NAME@V, or bundle folders")
     p.add_argument("-o", "--output", required=True, help="FILE.csv, .jsonl or .parquet; - is CSV on stdout")
     p.add_argument("--format", choices=("csv", "jsonl", "parquet"), help="default: by the output's name")
-    p.add_argument("--nearest", type=positive_int, metavar="K", help="also the K nearest training examples")
+    p.add_argument(
+        "--nearest", type=positive_int, default=0, metavar="K", help="also the K nearest training examples"
+    )
     p.add_argument(
         "--long-sequences",
         choices=("error", "window", "truncate"),
@@ -61,16 +66,16 @@ def main(argv: list[str]) -> int:
             f"{args.output}: the ending tells no format.",
             hint="Use .csv, .jsonl or .parquet, or pass --format.",
         )
-    if args.nearest and args.server:
-        raise SpecError(
-            "a server does not give training examples.", field="nearest", hint="Leave --server out."
-        )
     from bioseq.output import atomic_file, check_free
 
     if args.output == "-":
         if kind == "parquet":
             raise OutputError("Parquet is not written to standard output.", hint="Give a file with -o.")
-        _write(args, kind, None)
+        with tempfile.TemporaryDirectory() as folder:  # whole or not at all, on standard output too
+            path = Path(folder) / "rows"
+            _write(args, kind, path)
+            with open(path, encoding="utf-8") as handle:
+                shutil.copyfileobj(handle, sys.stdout)
         return 0
     check_free(Path(args.output), force=args.force)
     with atomic_file(args.output, force=args.force) as temporary:
@@ -80,19 +85,14 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _write(args: argparse.Namespace, kind: str, path: Path | None) -> tuple[int, int]:
+def _write(args: argparse.Namespace, kind: str, path: Path) -> tuple[int, int]:
     counts = [0, 0]
     rows = _rows(args, counts)
     if kind == "parquet":
-        assert path is not None
         _write_parquet(rows, path)
     else:
-        handle = sys.stdout if path is None else open(path, "w", newline="", encoding="utf-8")  # noqa: SIM115
-        try:
+        with open(path, "w", newline="", encoding="utf-8") as handle:
             (_write_csv if kind == "csv" else _write_jsonl)(rows, handle, bool(args.nearest))
-        finally:
-            if path is not None:
-                handle.close()
     if counts[0] == 0:
         raise InputError("no record could be predicted.", hint="Every one was reported above.")
     return counts[0], counts[1]
@@ -100,65 +100,20 @@ def _write(args: argparse.Namespace, kind: str, path: Path | None) -> tuple[int,
 
 def _rows(args: argparse.Namespace, counts: list[int]) -> Iterator[dict[str, Any]]:
     """One dict a protein and head: the prediction, its `id`, and `nearest` where asked for."""
-    from bioseq.fasta import read_many
-    from bioseq.predictor import Predictor
+    ask: dict[str, Any] = {
+        "heads": args.heads, "nearest": args.nearest, "long_sequences": args.long_sequences
+    }  # fmt: skip
 
-    if args.server:
-        import bioseq
+    def remote(client: Any, chunk: list[Any], on_error: str) -> list[Any]:
+        return client.predict(chunk, **ask, on_error=on_error)
 
-        engine: Any = bioseq.connect(args.server, api_key=api_key(args))
-    else:
-        from bioseq.loading import load
-
-        engine = load(args.model, dtype=args.dtype, device=args.device, threads=args.threads)
-    records = iter(read_many(args.fasta))
-    while chunk := list(itertools.islice(records, CHUNK)):
-        if isinstance(engine, Predictor):
-            works, kept = [], []
-            for record in chunk:
-                try:
-                    works.append(engine.prepare(record, heads=args.heads, long_sequences=args.long_sequences))
-                except SequenceError as error:
-                    if args.on_error == "fail":
-                        raise
-                    counts[1] += 1
-                    print(f"left out: {error}", file=sys.stderr)
-                    continue
-                kept.append(record)
-            answers = engine.run(works)
-            for record, answer in zip(kept, answers):
-                for text in answer.notes:
-                    print(f"{record.source}: {record.id}: {text}", file=sys.stderr)
-            found = [a.predictions or {} for a in answers]
-            near = _nearest(engine, kept, args) if args.nearest and kept else None
-        else:
-            kept, near = chunk, None
-            found = engine.predict(chunk, heads=args.heads, long_sequences=args.long_sequences)
-        counts[0] += len(kept)
-        for i, (record, predictions) in enumerate(zip(kept, found)):
-            for asked, prediction in predictions.items():
-                row = {"id": record.id, **prediction}
-                if near is not None:
-                    row["nearest"] = near[asked][i]
-                yield row
-
-
-def _nearest(engine: Any, records: list[Any], args: argparse.Namespace) -> dict[str, Any]:
-    """Nearest training examples by head and record. A head with a trunk of its own knows only its own space,
-    which the bare backbone does not show."""
-    out = {}
-    for name in args.heads:
-        head = engine.heads[name]
-        if head.adapter is not None or head.trunk is not None:
-            raise SpecError(
-                f"head {name} was not trained on the frozen backbone; nearest examples are for frozen heads.",
-                field="nearest",
-            )
-        ask = head.embed_ask
-        works = [engine.prepare(r, embed=ask, long_sequences=args.long_sequences) for r in records]
-        features = [a.embedding for a in engine.run(works)]
-        out[name] = head.nearest(features, args.nearest)
-    return out
+    chunks = answered(
+        args, counts, "predicting", chunk=CHUNK, prepare=ask, read=lambda a: a.predictions, remote=remote
+    )
+    for records, _, answers in chunks:
+        for record, predictions in zip(records, answers):
+            for prediction in predictions.values():
+                yield {"id": record.id, **prediction}
 
 
 def _cell(value: Any) -> Any:

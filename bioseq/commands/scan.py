@@ -13,7 +13,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from bioseq.cli import new_parser
-from bioseq.commands.score import add_scoring_options, open_engine
+from bioseq.commands.records import open_engine
+from bioseq.commands.score import add_scoring_options
 from bioseq.errors import OutputError
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bioseq.cli import add_engine_options, add_server_options, api_key, new_parser
+from bioseq.cli import add_engine_options, add_server_options, new_parser
+from bioseq.commands.records import open_engine
 from bioseq.errors import FastaError, InputError, MutationError, SpecError, TableError
 from bioseq.fasta import Record
 
@@ -146,17 +147,6 @@ def _score(args: argparse.Namespace, wild_type: Record, names: list[str]) -> Seq
     for note in scored.notes:
         print(f"{wild_type.id or 'wild type'}: {note}", file=sys.stderr)
     return scored.values.tolist()
-
-
-def open_engine(args: argparse.Namespace) -> Any:
-    """The local predictor, or the service that --server names."""
-    if args.server:
-        import bioseq
-
-        return bioseq.connect(args.server, api_key=api_key(args))
-    from bioseq.loading import load
-
-    return load(args.model, dtype=args.dtype, device=args.device, threads=args.threads)
 
 
 # ------------------------------------------------------------------------------------------------- reading

@@ -46,7 +46,7 @@ async def predict(
     cost = await admit(request, key, target, body.sequences, body.long_sequences)
     ask = Ask(
         "predict", target.model.exact, tuple(body.sequences), heads=target.exact_heads,
-        long_sequences=body.long_sequences,
+        long_sequences=body.long_sequences, options={"nearest": body.nearest},
     )  # fmt: skip
     exact = {name: model.exact for name, model in target.heads.items()}
 
@@ -79,5 +79,5 @@ async def predict(
     per_residue = any(m.task == "per_residue" for m in target.heads.values())
     return await stream(
         request, ask, cost, writer,
-        bytes_a_residue=200 * len(exact) if per_residue else 0, bytes_an_item=500 * len(exact),
+        bytes_a_residue=200 * len(exact) if per_residue else 0, bytes_an_item=(500 + 60 * body.nearest) * len(exact),
     )  # fmt: skip

@@ -18,13 +18,17 @@ class PredictRequest(Wire):
         Field(min_length=1, max_length=64, examples=[["localization"]], description="By name."),
     ]
     model: ModelName = "default"
+    nearest: Annotated[
+        int, Field(ge=0, le=100, description="Name so many nearest training examples beside each prediction.")
+    ] = 0
     long_sequences: LongSequences = "error"
 
 
 class Prediction(BaseModel):
     """`value`: a number (several targets: a map), a label, a list of labels, or a string of length L.
     `interval`: [low, high] of a regression. `probabilities`: by label, or [L, C] in the order of `labels`.
-    `ood`: distance to the training set, higher is further; `ood_percentile` its place among theirs."""
+    `ood`: distance to the training set, higher is further; `ood_percentile` its place among theirs.
+    `nearest`, if asked for: ids of the nearest training examples and their cosine similarity."""
 
     model_config = ConfigDict(extra="allow")
 

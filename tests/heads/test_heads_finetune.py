@@ -112,12 +112,18 @@ def test_the_cards_numbers_are_those_of_the_bundle_on_disk(tmp_path, backbone, m
 def test_nearest_gives_a_training_protein_itself_first(tmp_path, backbone, model):
     rows = table(150)
     bundle = run(tmp_path, backbone, ("k",), rows)
-    head = Head.load(bundle)
-    known = [r for r in rows if r["id"] in head.neighbour_ids][:5]
-    found = head.nearest(model.embed([r["sequence"] for r in known]), 3)
+    name = str(bundle.path)
+    ids = Head.load(bundle).neighbour_ids
+    known = [r for r in rows if r["id"] in ids][:5]
+    plain = model.predict([r["sequence"] for r in known], [name])
+    answers = model.predict([r["sequence"] for r in known], [name], nearest=3)
+    found = [a[name].pop("nearest") for a in answers]
+    assert answers == plain
     assert [f[0]["id"] for f in found] == [r["id"] for r in known]
     assert all(f[0]["similarity"] > 0.999 and len(f) == 3 for f in found)
     assert {n["id"] for f in found for n in f} <= {r["id"] for r in rows if r["set"] == "train"}
+    with pytest.raises(SpecError, match="nearest"):
+        model.predict(["ACDEF"], [name], nearest=-1)
 
 
 def test_shuffled_and_odd_proteins_lie_further_out(tmp_path, backbone, model):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from heads_tables import sequences, table, write_table
 
+from bioseq.bundle import open_bundle
 from bioseq.heads import Head
 from bioseq.loading import load
 from bioseq.specs.finetune import FinetuneSpec, LoraSettings
@@ -70,6 +71,18 @@ def test_mixed_heads_in_one_call_equal_each_alone(backbone, heads):
                 )
 
 
+def test_nearest_examples_are_found_in_the_space_of_the_head(backbone, heads):
+    """Also of a head with weights of its own, which the bare backbone's embedding would not find."""
+    model = load(backbone, threads=1)
+    rows = {r["id"]: r["sequence"] for r in table(60)}
+    for name in heads.values():
+        known = Head.load(open_bundle(name)).neighbour_ids[:4]
+        assert len(known) == 4
+        answers = model.predict([rows[i] for i in known], [name], nearest=2)
+        assert [a[name]["nearest"][0]["id"] for a in answers] == known
+        assert all(a[name]["nearest"][0]["similarity"] > 0.99 for a in answers)
+
+
 def test_a_sequence_costs_one_segment_for_each_head_with_weights_of_its_own(backbone, heads):
     model = load(backbone, threads=1)
     cost = {n: model.prepare("ACDEFGHIKL", heads=[h]).tokens for n, h in heads.items()}
@@ -78,7 +91,7 @@ def test_a_sequence_costs_one_segment_for_each_head_with_weights_of_its_own(back
 
 
 def test_the_adapter_in_the_bundle_changed_and_peft_can_read_it(backbone, heads, tmp_path):
-    from bioseq.bundle import load_backbone, open_bundle
+    from bioseq.bundle import load_backbone
     from bioseq.model.esm2 import write_checkpoint
 
     transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")

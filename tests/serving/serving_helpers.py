@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from bioseq.bundle import Bundle, save_backbone, write_bundle
+from bioseq.heads import NEIGHBOURS
 from bioseq.model.config import CONFIGS
 from bioseq.model.encoder import PackedEncoder
 
@@ -61,6 +63,7 @@ def make_head(folder: Path, base: Bundle, name: str, *, seed: int = 3) -> Path:
         "ood.mean": draw(D) * 0.1,
         "ood.project": draw(D, 8) * 0.2,
         "ood.grid": torch.linspace(0, 3, 101),
+        "neighbours.points": draw(5, 8).half(),
     }
     if spec["task"] == "per_residue":
         tensors |= {"conv.0.weight": draw(spec["out"], width, 3) * 0.2, "conv.0.bias": draw(spec["out"])}
@@ -73,6 +76,9 @@ def make_head(folder: Path, base: Bundle, name: str, *, seed: int = 3) -> Path:
         tensors |= {"target.scale": torch.full((spec["out"],), 2.0), "target.offset": torch.ones(spec["out"])}
     settings = {"method": "frozen", "blocks": ["embedding"]}
     settings |= {k: spec[k] for k in ("targets", "classes") if k in spec}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    ids = folder.parent / f".{folder.name}-{NEIGHBOURS}"
+    ids.write_text(json.dumps([f"{name}-{i}" for i in range(5)]))
     write_bundle(
         folder,
         manifest_fields={
@@ -90,7 +96,9 @@ def make_head(folder: Path, base: Bundle, name: str, *, seed: int = 3) -> Path:
         calibration=spec["calibration"],
         card=f"# {name}",
         evidence={"beats_baseline": True},
+        extra_files={NEIGHBOURS: ids},
     )
+    ids.unlink()
     return folder
 
 
@@ -102,7 +110,7 @@ def same(got: Any, want: Any) -> None:
         assert set(got) == set(want)
         for key in want:
             same(got[key], want[key])
-    elif isinstance(want, list) and want and isinstance(want[0], float | list):
+    elif isinstance(want, list) and want and isinstance(want[0], float | list | dict):
         assert len(got) == len(want)
         for g, w in zip(got, want):
             same(g, w)

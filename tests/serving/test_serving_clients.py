@@ -111,10 +111,43 @@ def test_client_methods_match_the_predictor(live, predictor):
             assert list(g) == list(w)
             for head in TASKS:
                 same(g[head], w[head])
+        got, want = (p.predict(SEQS, list(TASKS), nearest=2) for p in (remote, predictor))
+        same(got, want)
+        assert all(len(g[head]["nearest"]) == 2 for g in got for head in TASKS)
+        by_json = httpx.post(
+            f"{service.url}/v1/predict", json={"sequences": SEQS, "heads": ["fold"], "nearest": 2}
+        )
+        same([d["predictions"]["fold"] for d in by_json.json()["data"]], [w["fold"] for w in want])
         assert {m["name"] for m in remote.models()} == {"tiny", *TASKS}
         records = [bioseq.Record("a", SEQS[0]), bioseq.Record("b", SEQS[1])]
         assert relative(remote.embed(records), predictor.embed(SEQS[:2])) <= 1e-5
         assert remote.embed([]).shape[0] == 0
+
+
+def test_command_line_on_a_server(live, predictor, tmp_path, capsys):
+    """`predict --server`: the predictor's rows, a bad record left out and named by its id, or nothing written."""
+    import json
+
+    from bioseq.commands.predict import main
+
+    fasta = tmp_path / "p.fasta"
+    fasta.write_text(f">a\n{SEQS[0]}\n>bad\nMK1T\n>c\n{SEQS[1]}\n")
+    out = tmp_path / "p.jsonl"
+    with live() as service:
+        common = [str(fasta), "--heads", "stability,soluble", "--nearest", "1", "--server", service.url]
+        assert main([*common, "-o", str(out), "--on-error", "skip"]) == 0
+        assert "1 records left out" in capsys.readouterr().err
+        with pytest.raises(IllegalResidueError):
+            main([*common, "-o", str(tmp_path / "none.csv")])
+        assert not (tmp_path / "none.csv").exists()
+        with pytest.raises(NotFoundError):
+            main([*common, "--model", "nope", "-o", str(tmp_path / "none.csv")])
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(r.pop("id"), r["head"]) for r in rows] == [
+        (i, h) for i in "ac" for h in ("stability", "soluble")
+    ]
+    want = predictor.predict(SEQS[:2], ["stability", "soluble"], nearest=1)
+    same(rows, [w[h] for w in want for h in ("stability", "soluble")])
 
 
 def test_packs_by_the_limits_and_keeps_order(live, predictor):

@@ -1,0 +1,98 @@
+"""What `embed` and `predict` share: FASTA records through a predictor or a server, a chunk at a time, with progress."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from bioseq.cli import api_key
+from bioseq.errors import SequenceError
+
+if TYPE_CHECKING:
+    from bioseq.fasta import Record
+    from bioseq.work import Answer
+
+Notes = tuple[str, ...]
+
+
+def open_engine(args: argparse.Namespace) -> Any:
+    """The server that was named, or the model loaded here."""
+    if args.server:
+        import bioseq
+
+        return bioseq.connect(args.server, api_key=api_key(args), model=args.model)
+    from bioseq.loading import load
+
+    return load(args.model, dtype=args.dtype, device=args.device, threads=args.threads)
+
+
+def answered(
+    args: argparse.Namespace,
+    counts: list[int],
+    label: str,
+    *,
+    chunk: int,
+    prepare: dict[str, Any],
+    read: Callable[[Answer], Any],
+    remote: Callable[[Any, list[Record], str], list[Any]],
+) -> Iterator[tuple[list[Record], list[Notes], list[Any]]]:
+    """Chunks of records with notes and answers, in input order. `counts` grows by (done, left out).
+
+    `prepare` goes to `Predictor.prepare` and `read` takes the answer from what comes back; `remote` asks a client
+    for a chunk under its `on_error`, with None for a record that it could not answer.
+    """
+    from bioseq.fasta import read_many
+    from bioseq.predictor import Predictor
+    from bioseq.progress import Progress
+
+    engine = open_engine(args)
+    records = iter(read_many(args.fasta, allow_empty=args.on_error == "skip"))
+    total = _count(args.fasta)
+
+    def left_out(error: Exception) -> None:
+        counts[1] += 1
+        print(f"left out: {error}", file=sys.stderr)
+
+    with Progress(total or 1, label, unit="sequences", enabled=bool(total)) as bar:
+        while some := list(itertools.islice(records, chunk)):
+            if isinstance(engine, Predictor):
+                works, kept = [], []
+                for record in some:
+                    try:
+                        works.append(engine.prepare(record, **prepare))
+                    except SequenceError as error:
+                        if args.on_error == "fail":
+                            raise
+                        left_out(error)
+                        continue
+                    kept.append(record)
+                found = engine.run(works)
+                notes, answers = [a.notes for a in found], [read(a) for a in found]
+            else:
+                given = remote(engine, some, "raise" if args.on_error == "fail" else "report")
+                for refused in engine.errors:
+                    left_out(refused)
+                both = [(r, a) for r, a in zip(some, given, strict=True) if a is not None]
+                kept, answers = [r for r, _ in both], [a for _, a in both]
+                notes = [()] * len(kept)
+            for record, note in zip(kept, notes):
+                for text in note:
+                    print(f"{record.source}: {record.id}: {text}", file=sys.stderr)
+            counts[0] += len(kept)
+            bar.add(len(some))
+            if kept:
+                yield kept, notes, answers
+
+
+def _count(paths: list[str]) -> int:
+    """Records to come, for the progress; 0 where that would mean reading a stream twice."""
+    from pathlib import Path
+
+    from bioseq.fasta import count_records
+
+    if not all(Path(path).is_file() for path in paths):
+        return 0
+    return sum(count_records(path) for path in paths)
