@@ -121,7 +121,10 @@ async def charge(request: Request, key: KeyInfo, target: Target, items: int, tok
 async def ask_one(request: Request, ask: Ask) -> Reply:
     """One slice; a fault is raised as its error."""
     service = service_of(request)
-    reply = await service.link.answer(replace(ask, timeout_s=service.settings.request_s))
+    with service.tracing.ask(ask) as span:
+        reply = await service.link.answer(replace(ask, timeout_s=service.settings.request_s))
+        if span is not None:
+            span.set_attribute("bioseq.engine_s", reply.engine_s)
     told = request.scope.get("bioseq.asked")
     if told is not None:
         told["engine_ms"] = round(told.get("engine_ms", 0.0) + reply.engine_s * 1000, 2)

@@ -75,6 +75,7 @@ def create_app(service: Service, *, rooms: list[Any] | None = None) -> Outer:
             finally:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
+                await asyncio.to_thread(service.tracing.stop)
                 with contextlib.suppress(BioseqError):
                     await asyncio.to_thread(service.guard.flush)
 
@@ -100,7 +101,7 @@ def create_app(service: Service, *, rooms: list[Any] | None = None) -> Outer:
     app.include_router(_docs())
     _complete_openapi(app)
     if service.settings.traces:
-        _trace(app)
+        service.tracing.start(app)
     return Outer(app, service.settings, service.metrics)
 
 
@@ -148,16 +149,6 @@ def _complete_openapi(app: FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
-
-
-def _trace(app: FastAPI) -> None:
-    """OpenTelemetry, where its FastAPI instrumentation is installed; its exporter is set by OTEL_* variables."""
-    try:
-        from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
-    except ImportError:
-        logs.line("traces", state="opentelemetry-instrumentation-fastapi is not installed: no traces")
-        return
-    FastAPIInstrumentor.instrument_app(app)
 
 
 def make_service(

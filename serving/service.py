@@ -12,6 +12,7 @@ from serving.database.base import Database
 from serving.link import Link
 from serving.metrics import IngressMetrics
 from serving.settings import Settings
+from serving.tracing import Tracing
 
 
 @dataclass
@@ -23,6 +24,7 @@ class Service:
     guard: Guard
     metrics: IngressMetrics
     board: Any = None
+    tracing: Tracing = field(default_factory=Tracing)
     extras: dict[str, Any] = field(default_factory=dict)  # what other rooms (jobs, files) keep here
     refreshing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
