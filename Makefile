@@ -28,7 +28,7 @@ test: $(STAMP)
 	@$(BIN)/python -m pytest
 
 test-long: $(STAMP)
-	@$(BIN)/python -m pytest -m 'long and not gpu' --timeout 3600
+	@$(BIN)/python -m pytest -m 'long and not gpu' --timeout 3600 --record
 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -213,6 +213,10 @@ class Head:
 
     # -------------------------------------------------------------- predictions
 
+    def route(self, name: str) -> str | None:
+        """The pass that this head, loaded as `name`, reads: its own, or the bare trunk's (None)."""
+        return name if self.adapter is not None or self.trunk is not None else None
+
     def pooled(self, features: Any) -> np.ndarray:
         """float32 [N, D] that the out-of-domain score and the nearest training examples are taken from."""
         if self.per_residue:

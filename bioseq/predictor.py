@@ -10,26 +10,25 @@ Legend: T tokens of a pack, L residues of a sequence, D model width, V vocabular
 from __future__ import annotations
 
 import os
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bioseq import batching
 from bioseq.alphabet import Alphabet, protein
 from bioseq.batching import SPECIAL_TOKENS, Window
 from bioseq.errors import BioseqError, ResourceError, SequenceError, SequenceTooLongError, SpecError
+from bioseq.lanes import in_order
 from bioseq.model.encoder import PackedEncoder
 from bioseq.model.memory import keep_heap
-from bioseq.pooling import EmbedAsk, reduce
+from bioseq.passes import Passes
+from bioseq.pooling import EmbedAsk
 from bioseq.progress import Progress
-from bioseq.work import Answer, Part, Segment, Work, logit_rows, merge
+from bioseq.work import Answer, Part, Segment, Work, merge
 
 if TYPE_CHECKING:
     from bioseq.fasta import Record
@@ -79,6 +78,7 @@ class Predictor:
         self.encoder = encoder.to(self.device, DTYPES[dtype]).eval().requires_grad_(False)
         self.registry = registry
         self.heads: dict[str, Head] = {}
+        self._passes = Passes(self.encoder, self.alphabet, self.heads, self.device)
         self.max_residues = self.config.max_residues
         self.budget = max(budget or BUDGETS.get(self.device.type, 2048), self.max_residues + SPECIAL_TOKENS)
 
@@ -172,7 +172,7 @@ class Predictor:
         for name in heads:
             if name not in self.heads:
                 self.load_head(name)
-            route = self._route(name)
+            route = self.heads[name].route(name)
             if route not in routes:
                 routes.append(route)
         return Work(
@@ -195,7 +195,7 @@ class Predictor:
         answers = [Answer(notes=w.notes) for w in works]
         features: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
         waiting: dict[tuple[int, str | None], dict[int, Part]] = defaultdict(dict)
-        for part in self._lanes(self._batches(works)):
+        for part in in_order(self._batches(works), self.threads if self.device.type == "cpu" else None):
             segment, work = part.segment, works[part.segment.work]
             key = (segment.work, segment.route)
             if len(work.cover) > 1:
@@ -204,7 +204,7 @@ class Predictor:
                     continue
                 parts = waiting.pop(key)
                 hidden, logits = merge([parts[w] for w in range(len(work.cover))], work)
-                part = self._reduced(work, segment, hidden, logits)
+                part = self._passes.reduced(work, segment, hidden, logits)
             answer = answers[segment.work]
             if part.embedding is not None:
                 answer.embedding = part.embedding
@@ -230,40 +230,7 @@ class Predictor:
             spans = [works[s.work].cover[s.window] for s in segments]
             lengths = [w.end - w.start + SPECIAL_TOKENS for w in spans]
             for group in batching.plan(lengths, self.budget):
-                yield partial(self._forward, encoder, works, [segments[g] for g in group])
-
-    def _lanes(self, batches: Iterator[Callable[[], list[Part]]]) -> Iterator[Part]:
-        """Results of the batches in their order; on a CPU, `threads` batches at a time, each on one thread.
-
-        One thread a batch keeps the order of every reduction, and so the bytes of a result, the same for any
-        number of threads, and wastes no time at barriers inside small products.
-        """
-        if self.device.type != "cpu":
-            for batch in batches:
-                yield from batch()
-            return
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            if self.threads == 1:
-                for batch in batches:
-                    yield from batch()
-                return
-            with ThreadPoolExecutor(
-                self.threads,
-                thread_name_prefix="bioseq-lane",
-                initializer=torch.set_num_threads,
-                initargs=(1,),
-            ) as pool:
-                running: deque[Future[list[Part]]] = deque()
-                for batch in batches:
-                    running.append(pool.submit(batch))
-                    if len(running) > 2 * self.threads:
-                        yield from running.popleft().result()
-                while running:
-                    yield from running.popleft().result()
-        finally:
-            torch.set_num_threads(before)
+                yield partial(self._passes.run, encoder, works, [segments[g] for g in group])
 
     def _predictions(
         self, works: Sequence[Work], answers: list[Answer], features: dict[str, dict[int, np.ndarray]]
@@ -282,94 +249,6 @@ class Predictor:
         for work, answer in zip(works, answers):
             if len(work.heads) > 1 and answer.predictions:
                 answer.predictions = {name: answer.predictions[name] for name in work.heads}
-
-    def _layers(self, works: Sequence[Work], segments: Sequence[Segment]) -> tuple[int, ...]:
-        depth = self.config.n_layers
-        wanted: set[int] = set()
-        for s in segments:
-            work = works[s.work]
-            if s.route is None and work.embed is not None:
-                wanted.update(work.embed.layers)
-            if s.route is None and work.logits_at is not None:
-                wanted.add(-1)
-            for name in work.heads:
-                if self._route(name) == s.route:
-                    wanted.update(self.heads[name].embed_ask.layers)
-        return tuple(sorted({-1 if layer == depth else layer for layer in wanted})) or (-1,)
-
-    def _route(self, head: str) -> str | None:
-        return head if self.heads[head].adapter or self.heads[head].trunk is not None else None
-
-    def _forward(self, encoder: PackedEncoder, works: Sequence[Work], segments: list[Segment]) -> list[Part]:
-        """One packed pass; halves the batch and tries again when a GPU runs out of memory."""
-        try:
-            return self._pass(encoder, works, segments)
-        except torch.OutOfMemoryError:
-            if len(segments) == 1:
-                raise ResourceError(
-                    f"one sequence of {len(works[segments[0].work].ids)} residues does not fit this device.",
-                    hint="Choose long sequences 'window', a smaller model, or a larger device.",
-                ) from None
-        torch.cuda.empty_cache()
-        half = len(segments) // 2
-        return self._forward(encoder, works, segments[:half]) + self._forward(encoder, works, segments[half:])
-
-    @torch.inference_mode()
-    def _pass(self, encoder: PackedEncoder, works: Sequence[Work], segments: list[Segment]) -> list[Part]:
-        windows = [works[s.work].cover[s.window] for s in segments]
-        ids = [works[s.work].ids[w.start : w.end] for s, w in zip(segments, windows)]
-        batch = batching.pack(
-            ids, np.arange(len(ids)), cls_id=self.alphabet.cls_id, eos_id=self.alphabet.eos_id
-        )
-        tokens_T = torch.from_numpy(batch.tokens).to(self.device, non_blocking=True)
-        cu_seqlens = torch.from_numpy(batch.cu_seqlens).to(self.device, non_blocking=True)
-        layers = self._layers(works, segments)
-        bounds = batch.cu_seqlens.tolist()
-        with self._routed(encoder, segments, bounds):
-            out = encoder(tokens_T, cu_seqlens, batch.max_seqlen, layers=layers)
-        hidden = dict(zip(layers, out if isinstance(out, tuple) else (out,)))
-        rows: list[np.ndarray] = []
-        for s, start, window in zip(segments, bounds, windows):
-            rows.append(logit_rows(works[s.work], s.route, window) + start + 1)
-        logits: list[Tensor | None] = [None] * len(segments)
-        counts = [len(r) for r in rows]
-        if sum(counts):
-            chosen = torch.from_numpy(np.concatenate(rows)).to(self.device)
-            flat = encoder.logits(hidden[-1][chosen]).float()
-            logits = [part if n else None for part, n in zip(flat.split(counts), counts)]
-        depth = self.config.n_layers
-        result = []
-        for s, start, end, part in zip(segments, bounds, bounds[1:], logits):
-            slices = {layer: h[start:end] for layer, h in hidden.items()}
-            if -1 in slices:
-                slices[depth] = slices[-1]
-            if len(works[s.work].cover) > 1:
-                kept = {layer: h.float() for layer, h in slices.items()}
-                result.append(Part(s, hidden=kept, logits=part))
-            else:
-                result.append(self._reduced(works[s.work], s, slices, part))
-        return result
-
-    def _routed(self, encoder: PackedEncoder, segments: list[Segment], bounds: list[int]) -> Any:
-        if encoder is not self.encoder or all(s.route is None for s in segments):
-            return nullcontext()
-        from bioseq import adapters
-
-        return adapters.routed(
-            encoder, [(s.route, start, end) for s, start, end in zip(segments, bounds, bounds[1:])]
-        )
-
-    @torch.inference_mode()
-    def _reduced(
-        self, work: Work, segment: Segment, hidden: dict[int, Tensor], logits: Tensor | None
-    ) -> Part:
-        part = Part(segment, logits=logits)
-        if segment.route is None and work.embed is not None:
-            part.embedding = reduce(hidden, work.embed).cpu().numpy()
-        for name in work.heads:
-            if self._route(name) == segment.route:
-                part.features[name] = reduce(hidden, self.heads[name].embed_ask).cpu().numpy()
-        return part
 
     # ------------------------------------------------------------- public API
 

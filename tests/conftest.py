@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,3 +28,33 @@ def _private_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     home = tmp_path_factory.getbasetemp()
     monkeypatch.setenv("BIOSEQ_HOME", str(home / "bioseq-home"))
     monkeypatch.setenv("BIOSEQ_CACHE", str(home / "bioseq-cache"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record", action="store_true", help="write a dated result file of this run")
+
+
+class Record:
+    """What each test took and printed, for benchmarks/results: the long tests' results are kept."""
+
+    def __init__(self) -> None:
+        self.tests: list[dict[str, Any]] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or report.outcome != "passed":
+            row = {"test": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 1)}
+            printed = [line for line in report.capstdout.splitlines() if line.strip()]
+            self.tests.append(row | ({"printed": printed} if printed and report.outcome == "passed" else {}))
+
+    def pytest_sessionfinish(self) -> None:
+        sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+        from _common import host, versions, write_result
+
+        if self.tests:
+            found = {"tests": self.tests, "host": host(), "versions": versions()}
+            print(f"\n{write_result('test-long', found).relative_to(Path(__file__).parent.parent)}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--record"):
+        config.pluginmanager.register(Record())

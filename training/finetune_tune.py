@@ -194,16 +194,12 @@ def _start(
 
 
 def _with_ray(task: dict[str, Any], spec: FinetuneSpec, scratch: Path) -> None:
-    import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    started = not ray.is_initialized()
-    if started and spec.address:
-        ray.init(address=spec.address, log_to_driver=False)
-    elif started:
-        ray.init(address="local", num_cpus=max(4, spec.workers + 2), log_to_driver=False)
-    try:
+    from training.ray_session import ray_session
+
+    with ray_session(spec.address, max(4, spec.workers + 2), log_to_driver=False):
         TorchTrainer(
             _ray_loop,
             train_loop_config=task,
@@ -212,9 +208,6 @@ def _with_ray(task: dict[str, Any], spec: FinetuneSpec, scratch: Path) -> None:
             ),
             run_config=RunConfig(name="finetune", storage_path=str(scratch / "ray")),
         ).fit()
-    finally:
-        if started:
-            ray.shutdown()
 
 
 def _ray_loop(task: dict[str, Any]) -> None:

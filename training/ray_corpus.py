@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import ray
 import ray.data
 
 from bioseq.errors import BioseqError
+from training.ray_session import ray_session
 
 if TYPE_CHECKING:
     from training.prepare import Prepare
@@ -32,21 +32,11 @@ def stage_all(plan: Prepare, staging: Path) -> None:
             }
         return {"source": row["source"], "error": "", "hint": "", "code": ""}
 
-    started = not ray.is_initialized()
-    if started:
-        address = os.environ.get("RAY_ADDRESS")
-        if address:
-            ray.init(address=address)
-        else:
-            ray.init(address="local", num_cpus=max(2, os.cpu_count() or 1))
-    try:
+    with ray_session(None, 2):
         sources = ray.data.from_items(
             [{"source": i} for i in range(len(plan.sources))], override_num_blocks=len(plan.sources)
         )
         done = sources.map(one).take_all()
-    finally:
-        if started:
-            ray.shutdown()
     if sorted(r["source"] for r in done) != list(range(len(plan.sources))):
         raise BioseqError(
             "Ray Data lost or doubled a source while staging.", hint="Run the same command again."

@@ -8,7 +8,6 @@ so that nothing depends on which node the leading worker ran.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -29,6 +28,7 @@ from training import checkpoint as checkpoints
 from training.corpus import open_corpus
 from training.loop import DivergedError, check_resume, train
 from training.parallel import Trainee
+from training.ray_session import ray_session
 from training.run_folder import RunFolder
 from training.team import Team
 
@@ -142,8 +142,8 @@ def run_on_ray(spec: PretrainSpec, *, progress: bool = True, hook: Any = None) -
     local = checkpoints.last(folder / "checkpoints") if spec.resume else None
     if local is not None:
         check_resume(spec, corpus.hash, local.state)
-    started = _connect(spec)
-    try:
+    # One logical CPU for Ray Train's controller, on a small machine too.
+    with ray_session(spec.address, spec.workers.count * spec.workers.cpus + 1):
         _check_resources(spec)
         least = spec.workers.min_count
         resources: dict[str, float] = {"CPU": spec.workers.cpus}
@@ -189,9 +189,6 @@ def run_on_ray(spec: PretrainSpec, *, progress: bool = True, hook: Any = None) -
             raise ResourceError("Ray finished the run without a checkpoint.", hint=f"Look at {storage}.")
         outcome = Outcome(last.step, int(last.state["tokens"]), best=last.state["best"])
         return finish(spec, corpus, folder, Team(), outcome)
-    finally:
-        if started:
-            ray.shutdown()
 
 
 def _failure(storage: str, name: str) -> BioseqError | None:
@@ -260,29 +257,6 @@ def _storage(spec: PretrainSpec, folder: Path) -> str:
             f"storage: cannot write to {storage}: {reason}.", hint="Choose another place."
         ) from error
     return storage
-
-
-def _connect(spec: PretrainSpec) -> bool:
-    """Join the cluster at `address` (or $RAY_ADDRESS), or start one here; True if it was started or joined
-    here and is to be left at the end."""
-    if ray.is_initialized():
-        return False
-    address = spec.address or os.environ.get("RAY_ADDRESS") or "local"
-    try:
-        if address == "local":
-            # Logical CPUs: enough for the workers and one for Ray Train's controller, on a small machine too.
-            need = spec.workers.count * spec.workers.cpus + 1
-            if tmp := os.environ.get("RAY_TMPDIR"):
-                Path(tmp, "ray").mkdir(parents=True, exist_ok=True)
-            ray.init(address="local", num_cpus=max(need, os.cpu_count() or 1), log_to_driver=True)
-        else:
-            ray.init(address=address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ResourceError(
-            f"address: cannot join the Ray cluster at {address}: {str(error).splitlines()[0]}",
-            hint="Check --address, or leave it out to run on this machine.",
-        ) from error
-    return True
 
 
 def _check_resources(spec: PretrainSpec) -> None:
