@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import http.client
 import logging
 import os
 import secrets
@@ -154,6 +155,45 @@ def ray_session(settings: Settings, address: str | None, num_cpus: int | None) -
         ray.shutdown()
 
 
+def start_serve(**options: Any) -> None:
+    """Ray Serve, started or joined. On a busy machine a proxy may miss its first health check: Serve kills it, starts
+    it again, and fails the call that waited. Raises `ResourceError` if none comes up."""
+    from ray import serve
+    from ray.exceptions import RayActorError
+
+    for _ in range(3):
+        try:
+            serve.start(**options)
+            return
+        except (RayActorError, TimeoutError):
+            time.sleep(1)
+    raise ResourceError(
+        "Ray Serve could not start its HTTP proxies.", hint="The machine may be too busy, or short of memory."
+    )
+
+
+def wait_ready(settings: Settings, stop: threading.Event, *, seconds: float = 120.0) -> None:
+    """Until the port answers that the service is ready, so that "ready" is true. Raises `ResourceError`."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    until = time.monotonic() + seconds
+    while not stop.is_set():
+        connection = http.client.HTTPConnection(host, settings.port, timeout=10)
+        try:
+            connection.request("GET", "/health/ready")
+            if connection.getresponse().status == 200:
+                return
+        except (OSError, http.client.HTTPException):
+            pass
+        finally:
+            connection.close()
+        if time.monotonic() > until:
+            raise ResourceError(
+                f"the service did not answer at {host}:{settings.port} within {seconds:.0f} s.",
+                hint="The machine may be too busy, or short of memory.",
+            )
+        stop.wait(0.2)
+
+
 def drain(ray: Any, seconds: float) -> None:
     """Turn new requests away and wait for those in flight."""
     from serving.board import open_board
@@ -201,7 +241,7 @@ def run(
 
         before = {s: signal.signal(s, on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
-            serve.start(
+            start_serve(
                 http_options=HTTPOptions(host=settings.host, port=settings.port, keep_alive_timeout_s=75),
                 logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
             )
@@ -209,6 +249,8 @@ def run(
             ray.get(board.drain.remote(False))
             serve.run(build(settings), name=APP, route_prefix="/", blocking=False)
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
+            if address is None:
+                wait_ready(settings, stop)
             print(
                 f"bioseq serve: {exact} at http://{host}:{settings.port} "
                 f"(ready in {time.monotonic() - began:.1f} s; docs at /docs; Ctrl-C stops)",

@@ -76,6 +76,26 @@ def test_ray_and_local_go_on_from_each_other(tiny, tmp_path):
     assert a.keys() == b.keys() and max(abs(a[s] - b[s]) for s in a) < 1e-4
 
 
+@pytest.mark.long
+def test_an_elastic_range_runs_on_what_is_there(tiny, tmp_path):
+    """Nine workers asked for, four CPUs: it starts on fewer, and its steps are those of one worker."""
+    local = tiny(output=str(tmp_path / "local"))
+    run(local, progress=False)
+    worlds = tmp_path / "worlds"
+    worlds.mkdir()
+
+    def hook(step: int) -> None:
+        (worlds / str(ray.train.get_context().get_world_size())).touch()
+
+    from training.ray_engine import run_on_ray
+
+    spec = local.override({"output": str(tmp_path / "ray"), "engine": "ray"})
+    run_on_ray(spec.override({"workers.count": 9, "workers.min_count": 2}), progress=False, hook=hook)
+    assert {2, 3, 4} >= {int(w.name) for w in worlds.iterdir()} != set()
+    a, b = _losses(tmp_path / "local"), _losses(tmp_path / "ray")
+    assert a.keys() == b.keys() and max(abs(a[s] - b[s]) for s in a) < 1e-4
+
+
 def test_refusals_come_before_the_run(tiny, tmp_path):
     with pytest.raises(ResourceError, match=r"workers\.count: 9 worker\(s\) need 9 CPU"):
         run(tiny(engine="ray", workers__count=9), progress=False)
