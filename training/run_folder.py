@@ -42,11 +42,14 @@ class RunFolder:
         """Raise `OutputError` if the folder holds a run and may not be resumed, or cannot be written."""
         if (path / "spec.json").exists() and not resume:
             raise OutputError(f"{path} holds a run already.", hint="Pass --resume to go on, or name another.")
+        there = path.is_dir()
         try:
             path.mkdir(parents=True, exist_ok=True)
             probe = path / ".writable"
             probe.touch()
             probe.unlink()
+            if not there:  # what is refused next leaves no empty folder
+                path.rmdir()
         except OSError as error:
             raise OutputError(
                 f"cannot write into {path}: {error.strerror}.", hint="Choose another place with -o."
@@ -57,6 +60,7 @@ class RunFolder:
         if not self.team.leads:
             return
         self._trackers = Trackers(self.spec, self.path, first)
+        self.path.mkdir(parents=True, exist_ok=True)
         with atomic_file(self.path / "spec.json", force=True) as file:
             file.write_text(self.spec.to_json())
         rows = [r for r in read_metrics(self.path) if r["step"] <= first]

@@ -144,6 +144,8 @@ def test_more_refusals(corpus_path, tmp_path, capsys):
     assert "alphabet: the corpus holds protein" in _bad(capsys, *common, "--set", "alphabet=dna")
     assert "wandb is not installed" in _bad(capsys, *common, "--set", 'trackers=["wandb"]')
     assert "address: goes with the Ray engine only" in _bad(capsys, *common, "--address", "nowhere:1")
+    assert "do not hold the longest sequence" in _bad(capsys, *common, "--set", "micro_tokens=20")
+    assert not (tmp_path / "run").exists()
     assert main(["pretrain", "fly"]) == 2 and main(["pretrain"]) == 2
     with pytest.raises(SystemExit) as stop:
         main(["pretrain", "run", "-h"])
