@@ -27,6 +27,9 @@ _FASTER = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
 }
+# A Ray of this machine alone has loopback's address: else its metrics would answer anybody who reaches the machine,
+# and its other ports whoever has the token. (The variable's name tells of where Ray does so by itself.)
+_ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
@@ -123,6 +126,8 @@ def ray_session(settings: Settings, address: str | None, num_cpus: int | None) -
     for name, value in {**_FASTER, **_QUIET}.items():
         os.environ.setdefault(name, value)
     if address is None:
+        for name, value in _ALONE.items():
+            os.environ.setdefault(name, value)
         secure_ray(settings.home)
         if "RAY_TMPDIR" in os.environ:
             Path(os.environ["RAY_TMPDIR"], "ray").mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,9 @@ class Record:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.outcome != "passed":
             row = {"test": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 1)}
-            printed = [line for line in report.capstdout.splitlines() if line.strip()]
+            printed = [
+                line for line in report.capstdout.splitlines() if line.strip() and "(raylet)" not in line
+            ]
             self.tests.append(row | ({"printed": printed} if printed and report.outcome == "passed" else {}))
 
     def pytest_sessionfinish(self) -> None:

@@ -4,7 +4,6 @@ Python client alone; a pretrained backbone that answers; a service that is kille
 from __future__ import annotations
 
 import json
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from live_service import Live, Steps, listening
 
 import bioseq
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(900)
 DATA = Path(__file__).parents[1] / "data"
 LABELS, LIBRARY = DATA / "gb1_61.csv", DATA / "valid_orphan_25.fasta"
 CORPUS = DATA / "valid_remote_25.fasta"
@@ -101,6 +100,7 @@ def test_by_http_alone(live):
     steps.show()
 
 
+@pytest.mark.long
 def test_by_the_command_line_alone(live, tmp_path):
     steps = Steps("by the command line")
     spec = toml(
@@ -134,6 +134,7 @@ def test_by_the_command_line_alone(live, tmp_path):
     steps.show()
 
 
+@pytest.mark.long
 def test_by_the_python_client_alone(live, tmp_path):
     steps = Steps("by the Python client")
     with bioseq.connect(live.url) as remote:
@@ -157,6 +158,7 @@ def test_by_the_python_client_alone(live, tmp_path):
     steps.show()
 
 
+@pytest.mark.long
 def test_a_pretrained_backbone_answers(live):
     steps = Steps("pretraining")
     with bioseq.connect(live.url) as remote:
@@ -175,6 +177,7 @@ def test_a_pretrained_backbone_answers(live):
     steps.show()
 
 
+@pytest.mark.long
 def test_five_jobs_through_real_ray_jobs(live, tmp_path):
     """Tables that are wrong: each job starts, says what is wrong, and fails with that."""
     table = tmp_path / "bad.csv"
@@ -206,8 +209,8 @@ def test_rays_doors_are_shut(live):
             bare = httpx.get(f"http://127.0.0.1:{port}/api/jobs/", timeout=5)
         except httpx.HTTPError:
             continue
-        if bare.status_code == 404:
-            continue
+        if bare.status_code == 404 or bare.text.startswith("# HELP ray_"):
+            continue  # an agent without pages, or its metrics for this machine's Prometheus
         assert bare.status_code in (401, 403), bare.text
         wrong = httpx.get(
             f"http://127.0.0.1:{port}/api/jobs/", headers={"Authorization": "Bearer " + "0" * 64}, timeout=5
@@ -219,19 +222,13 @@ def test_rays_doors_are_shut(live):
         if right.status_code == 200:
             answered += 1
     assert answered, "the dashboard was not found"
-    outside = {ip for ip, _ in dashboards} - {"127.0.0.1", "::1"}
-    for ip, port in [(i, p) for i, p in dashboards if i in outside]:
-        try:
-            found = httpx.get(
-                f"http://{socket.gethostbyname(socket.gethostname())}:{port}/api/jobs/", timeout=3
-            )
-        except httpx.HTTPError:
-            continue  # no HTTP there
-        assert found.status_code in (401, 403, 404), f"{ip}:{port} answers without a token"
+    outside = {f"{ip}:{port} {p.name()}" for (ip, port), p in ports.items() if ip not in ("127.0.0.1", "::1")}
+    assert not outside, f"reachable from other machines: {outside}"
     mode = (live.home / "ray_token").stat().st_mode & 0o777
     assert mode == 0o600
 
 
+@pytest.mark.long
 def test_nobody_joins_the_cluster_without_its_token(live, tmp_path):
     """The GCS listens on the node's address: a driver without the token, or with a wrong one, is turned away."""
     raylets = [p for p in live.below() if "raylet" in p.name()]

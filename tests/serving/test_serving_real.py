@@ -136,7 +136,7 @@ def test_answers_like_the_local_predictor(service, want):
 
 
 def test_ports_and_token(service):
-    """Ray asks for a token that only the user can read; its dashboard is on loopback; so is the service."""
+    """Ray asks for a token that only the user can read; all its ports are on loopback; so is the service."""
     token = service.home / "ray_token"
     assert stat.S_IMODE(token.stat().st_mode) == 0o600 and len(token.read_text()) == 64
     heads = [p for p in service.family() if "dashboard.py" in " ".join(p.cmdline())]
@@ -144,10 +144,14 @@ def test_ports_and_token(service):
     for p in heads:
         assert "--host=127.0.0.1" in p.cmdline()
         assert p.environ()["RAY_AUTH_MODE"] == "token"
-    for p in service.family():
-        for connection in p.net_connections("inet"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port in (service.port, 8265):
-                assert connection.laddr.ip == "127.0.0.1"
+    listening = {
+        (connection.laddr.ip, connection.laddr.port)
+        for p in service.family()
+        for connection in p.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert ("127.0.0.1", service.port) in listening and len(listening) > 5
+    assert {ip for ip, _ in listening} <= {"127.0.0.1", "::1"}
 
 
 def test_slow_body_and_large_answer(service):
