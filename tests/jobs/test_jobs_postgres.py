@@ -158,3 +158,24 @@ def test_keys_and_migrations(settings):
     info, text = keys.create("a", ("train",))
     found = keys.check(text)
     assert found is not None and found.id == info.id
+
+
+def test_a_keys_limits_hold_over_many_at_once(settings):
+    """Eight ingresses spend on one key side by side: exactly its limit is let through, and counted."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    database = Database(settings().database)
+    database.upgrade()
+    keys = Keys(database)
+    info, text = keys.create("a", requests_per_minute=30, tokens_per_minute=1000)
+    with ThreadPoolExecutor(8) as pool:
+        said = list(pool.map(lambda _: keys.spend(info, 7, 10), range(64)))
+    assert said.count(None) == 30 and said.count("requests") == 34
+    assert keys.used(info.id) == (30, 300)
+    assert keys.spend(info, 8, 1001) == "tokens"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: keys.add_usage({(info.id, 9): (1, 5), (info.id, 10): (2, 1)}), range(20)))
+    assert keys.used(info.id, since_minute=9) == (60, 120)
+    keys.revoke(info.id)
+    assert keys.check(text) is None and keys.any()
+    database.dispose()
