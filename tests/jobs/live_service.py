@@ -127,6 +127,9 @@ class Steps:
             print(f"  {what:<44} {seconds:7.1f} s")
 
 
+LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
 def listening(processes: list[psutil.Process]) -> dict[tuple[str, int], Any]:
     """(address, port) to process of every TCP port that these processes listen on."""
     out = {}

@@ -151,7 +151,7 @@ def test_ports_and_token(service):
         if connection.status == psutil.CONN_LISTEN
     }
     assert ("127.0.0.1", service.port) in listening and len(listening) > 5
-    assert {ip for ip, _ in listening} <= {"127.0.0.1", "::1"}
+    assert {ip for ip, _ in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
 def test_slow_body_and_large_answer(service):
