@@ -17,7 +17,7 @@ import bioseq
 from bioseq.bundle import open_bundle
 from bioseq.registry import Registry
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 LIBRARY = Path(__file__).parents[1] / "data" / "proteins_30_1000.fasta"
 HERE = Path(__file__).parent
 
