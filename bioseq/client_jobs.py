@@ -153,8 +153,8 @@ class JobsMixin:
 
     def follow(self, job_id: str) -> Iterator[dict[str, Any]]:
         """The job's log from its beginning, as it is written: {"event": "line", "line"}, {"event": "progress",
-        "label", "done", "total", "unit", "fraction"}, of pretraining {"event": "metrics", "step", "loss", ...}, and last {"event": "end", "state", "reason",
-        "registered"}. Goes on where a broken connection ended."""
+        "label", "done", "total", "unit", "fraction"}, of pretraining {"event": "metrics", "step", "loss", ...}, and last {"event": "end",
+        "state", "reason", "registered"}. Goes on where a broken connection ended."""
         last, failures = "", 0
         while True:
             headers = {**self._auth(), "Last-Event-ID": last} if last else self._auth()

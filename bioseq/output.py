@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,16 @@ def check_free(path: Path, *, force: bool) -> None:
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise OutputError(f"cannot write into {parent}.", hint="Choose another place with -o.")
+
+
+@contextlib.contextmanager
+def whole_stdout() -> Iterator[Path]:
+    """Yields a temporary path; on success its text goes to standard output, on any error nothing does."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows"
+        yield path
+        with open(path, encoding="utf-8") as handle:
+            shutil.copyfileobj(handle, sys.stdout)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -32,7 +32,7 @@ class Passes:
     ):
         self.encoder, self.alphabet, self.heads, self.device = encoder, alphabet, heads, device
 
-    def layers(self, works: Sequence[Work], segments: Sequence[Segment]) -> tuple[int, ...]:
+    def _layers(self, works: Sequence[Work], segments: Sequence[Segment]) -> tuple[int, ...]:
         depth = self.encoder.config.n_layers
         wanted: set[int] = set()
         for s in segments:
@@ -69,7 +69,7 @@ class Passes:
         )
         tokens_T = torch.from_numpy(batch.tokens).to(self.device, non_blocking=True)
         cu_seqlens = torch.from_numpy(batch.cu_seqlens).to(self.device, non_blocking=True)
-        layers = self.layers(works, segments)
+        layers = self._layers(works, segments)
         bounds = batch.cu_seqlens.tolist()
         with self._routed(encoder, segments, bounds):
             out = encoder(tokens_T, cu_seqlens, batch.max_seqlen, layers=layers)

@@ -18,18 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from bioseq.errors import ResourceError, ServiceError
+from serving.lone_ray import settle
 from serving.settings import Settings
 
-# Serve runs user code in a second event loop by default; with one loop a request makes fewer hops. And Ray runs
-# workers at niceness 15: beside any other busy program the service would all but stand still.
+# Serve runs user code in a second event loop by default; with one loop a request makes fewer hops.
 _FASTER = {
-    "RAY_worker_niceness": "0",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
 }
-# A Ray of this machine alone has loopback's address: else its metrics would answer anybody who reaches the machine,
-# and its other ports whoever has the token. (The variable's name tells of where Ray does so by itself.)
-_ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
@@ -125,12 +121,9 @@ def ray_session(settings: Settings, address: str | None, num_cpus: int | None) -
     """Ray, started here and ended here, or joined at `address` and left as it was."""
     for name, value in {**_FASTER, **_QUIET}.items():
         os.environ.setdefault(name, value)
+    settle(address)
     if address is None:
-        for name, value in _ALONE.items():
-            os.environ.setdefault(name, value)
         secure_ray(settings.home)
-        if "RAY_TMPDIR" in os.environ:
-            Path(os.environ["RAY_TMPDIR"], "ray").mkdir(parents=True, exist_ok=True)
     import ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "bioseq"}

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,18 +79,14 @@ def main(argv: list[str]) -> int:
         raise OutputError("CSV holds no per-residue vectors.", hint="Use .parquet or .npz.")
     if len(args.layers) > 1 and kind == "csv":
         raise OutputError("CSV holds one layer.", hint="Use .parquet or .npz, or name one layer.")
-    from bioseq.output import atomic_file, check_free
+    from bioseq.output import atomic_file, whole_stdout
 
     if args.output == "-":
         if kind != "csv":
             raise OutputError(f"{kind} is not written to standard output.", hint="Give a file with -o.")
-        with tempfile.TemporaryDirectory() as folder:  # whole or not at all, on standard output too
-            path = Path(folder) / "rows.csv"
+        with whole_stdout() as path:
             _write(args, kind, path)
-            with open(path, encoding="utf-8") as handle:
-                shutil.copyfileobj(handle, sys.stdout)
         return 0
-    check_free(Path(args.output), force=args.force)
     with atomic_file(args.output, force=args.force) as temporary:
         count, skipped = _write(args, kind, temporary)
     print(
@@ -103,7 +97,6 @@ def main(argv: list[str]) -> int:
 
 
 def _write(args: argparse.Namespace, kind: str, path: Path) -> tuple[int, int]:
-
     counts = [0, 0]
     rows = _rows(args, counts)
     writer = {"parquet": _write_parquet, "npz": _write_npz, "csv": _write_csv}[kind]

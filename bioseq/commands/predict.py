@@ -6,9 +6,7 @@ import argparse
 import csv
 import itertools
 import json
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -66,18 +64,14 @@ def main(argv: list[str]) -> int:
             f"{args.output}: the ending tells no format.",
             hint="Use .csv, .jsonl or .parquet, or pass --format.",
         )
-    from bioseq.output import atomic_file, check_free
+    from bioseq.output import atomic_file, whole_stdout
 
     if args.output == "-":
         if kind == "parquet":
             raise OutputError("Parquet is not written to standard output.", hint="Give a file with -o.")
-        with tempfile.TemporaryDirectory() as folder:  # whole or not at all, on standard output too
-            path = Path(folder) / "rows"
+        with whole_stdout() as path:
             _write(args, kind, path)
-            with open(path, encoding="utf-8") as handle:
-                shutil.copyfileobj(handle, sys.stdout)
         return 0
-    check_free(Path(args.output), force=args.force)
     with atomic_file(args.output, force=args.force) as temporary:
         count, skipped = _write(args, kind, temporary)
     note = f"; {skipped} records left out" if skipped else ""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bioseq.errors import ResourceError
+from serving.lone_ray import settle
 
 
 @contextlib.contextmanager
@@ -26,11 +27,7 @@ def ray_session(address: str | None, workers: int | None, threads: int) -> Itera
     with contextlib.ExitStack() as stack:
         if address is None:
             _token(stack)
-            # Ray would run workers at niceness 15: beside any other work a screen would all but stand still
-            os.environ.setdefault("RAY_worker_niceness", "0")
-        if address is None or address.startswith(("127.0.0.1:", "localhost:")):
-            # A Ray of this machine alone, started here or by `bioseq serve`, has loopback's address
-            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        settle(address)
         # Ray's C++ side writes its own remarks to standard error; the variable is read at import
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         import ray
