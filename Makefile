@@ -35,7 +35,7 @@ lint: $(STAMP)
 
 models: $(STAMP)
 	@test -n "$(DATA)" || { echo "usage: make models DATA=DIR (see docs/default-model.md)"; exit 2; }
-	@$(BIN)/python -m training.make_models --data $(DATA)
+	@$(BIN)/python -m training.release.make_models --data $(DATA)
 
 bench: $(STAMP)
 	@for f in embed pretrain heads serve screen; do $(BIN)/python benchmarks/$$f.py || exit 1; done

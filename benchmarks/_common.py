@@ -20,7 +20,7 @@ def read_proteins(count: int, fasta: str | None = None, *, limit: int = 1022) ->
     """`count` different real proteins of at most `limit` residues, in a fixed shuffled order."""
     import random
 
-    from bioseq.fasta import read_fasta
+    from bioseq.sequences.fasta import read_fasta
 
     if fasta:
         files = [Path(fasta)]

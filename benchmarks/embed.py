@@ -39,7 +39,7 @@ HF_SETTINGS = {
 def hf_config(shape: str) -> Any:
     from transformers import EsmConfig
 
-    from bioseq.model.config import CONFIGS
+    from bioseq.backbones.packed.config import CONFIGS
 
     c = CONFIGS[shape]
     return EsmConfig(
@@ -87,7 +87,7 @@ def serve_hf(pipe: Any, folder: str, batch: int, sort: bool, threads: int, dtype
     torch.set_num_threads(threads)
     model = EsmModel.from_pretrained(folder, attn_implementation="sdpa", add_pooling_layer=False)
     model = model.to(device, getattr(torch, dtype)).eval()
-    from bioseq.alphabet import protein
+    from bioseq.sequences.alphabet import protein
 
     alphabet = protein()
 
@@ -194,7 +194,7 @@ def main() -> int:
         if not error <= limit:
             print(f"{name}: outputs differ by {error:.2e}, over {limit}", file=sys.stderr)
             return 1
-    from bioseq.model.config import CONFIGS
+    from bioseq.backbones.packed.config import CONFIGS
 
     flops = sum((len(s) + 2) * CONFIGS[args.shape].flops_per_token(len(s) + 2) for s in sequences) / tokens
     speed = {n: args.rounds * tokens / seconds for n, seconds in total.items()}

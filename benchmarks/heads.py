@@ -41,7 +41,7 @@ GB1_SETS = (
 
 
 def backbone(name: str, threads: int | None, dtype: str = "float32") -> Any:
-    from bioseq.loading import load
+    from bioseq.inference.loading import load
 
     return load(name, threads=threads, dtype=dtype)
 
@@ -61,11 +61,11 @@ def finish(args: argparse.Namespace, result: dict[str, Any]) -> None:
 
 def shipped(args: argparse.Namespace) -> dict[str, Any]:
     """The heads of bioseq/models judged anew on the held-out rows, by the public way in (`Predictor.predict`)."""
-    from bioseq import metrics
-    from bioseq.bundle import open_bundle
-    from bioseq.labels import TEST, VALID, read_labels
-    from bioseq.residue_labels import read_residues
-    from training.make_heads import CLASSES, COMPARTMENTS
+    from bioseq.bundles.bundle import open_bundle
+    from training.finetune import metrics
+    from training.release.make_heads import CLASSES, COMPARTMENTS
+    from training.tables.labels import TEST, VALID, read_labels
+    from training.tables.residue_labels import read_residues
 
     data, model = Path(args.data), backbone(args.model, args.threads)
     want = {
@@ -107,10 +107,10 @@ def shipped(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _gb1(args: argparse.Namespace, model: Any, name: str) -> tuple[Any, Any, Any, dict[str, np.ndarray]]:
-    from bioseq.labels import TEST, TRAIN, VALID, read_labels
-    from training.embeddings import embed_cached
-    from training.finetune import site_context
-    from training.finetune_frozen import Rows
+    from training.finetune.embeddings import embed_cached
+    from training.finetune.frozen import Rows
+    from training.finetune.run import site_context
+    from training.tables.labels import TEST, TRAIN, VALID, read_labels
 
     labels = read_labels(Path(args.data) / f"gb1_{name}.csv.gz", ["target"])
     parts = {
@@ -140,8 +140,8 @@ def _gb1(args: argparse.Namespace, model: Any, name: str) -> tuple[Any, Any, Any
 def _test_values(chosen: Any, parts: Any, context: Any, embeddings: dict[str, np.ndarray]) -> np.ndarray:
     import torch
 
-    from training.finetune_frozen import feature_matrix
-    from training.fitting import forward
+    from training.finetune.fitting import forward
+    from training.finetune.frozen import feature_matrix
 
     x, _ = feature_matrix(chosen.blocks, embeddings["test"], parts["test"].sequences, context)
     out = forward(chosen.layers, torch.from_numpy(chosen.standard(x))).numpy()
@@ -158,9 +158,9 @@ def _gain(truth: np.ndarray, values: list[np.ndarray], reference: np.ndarray) ->
 
 
 def gb1(args: argparse.Namespace) -> dict[str, Any]:
-    from bioseq.metrics import paired_bootstrap
     from bioseq.ranking import spearman
-    from training.finetune_frozen import fit_frozen
+    from training.finetune.frozen import fit_frozen
+    from training.finetune.metrics import paired_bootstrap
 
     model = backbone(args.model, args.threads)
     out: dict[str, Any] = {"backbone": model.hash, "embed": args.embed, "splits": {}}
@@ -197,10 +197,10 @@ def gb1(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def coverage(args: argparse.Namespace) -> dict[str, Any]:
-    """The intervals of `bioseq.calibration` around the chosen models, on test rows never used before."""
-    from bioseq.calibration import conformal_radius
-    from bioseq.calibration import coverage as covered
-    from training.finetune_frozen import fit_frozen
+    """The intervals of `bioseq.heads.calibration` around the chosen models, on test rows never used before."""
+    from bioseq.heads.calibration import conformal_radius
+    from bioseq.heads.calibration import coverage as covered
+    from training.finetune.frozen import fit_frozen
 
     model = backbone(args.model, args.threads)
     parts, context, rows, embeddings = _gb1(args, model, "sampled")
@@ -223,12 +223,12 @@ def coverage(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def ood(args: argparse.Namespace) -> dict[str, Any]:
-    from bioseq.bundle import open_bundle
-    from bioseq.domain import shuffled
-    from bioseq.heads import Head
-    from bioseq.labels import VALID, read_labels
+    from bioseq.bundles.bundle import open_bundle
+    from bioseq.heads.head import Head
+    from bioseq.heads.ood import shuffled
     from bioseq.ranking import auroc
-    from training.make_heads import COMPARTMENTS
+    from training.release.make_heads import COMPARTMENTS
+    from training.tables.labels import VALID, read_labels
 
     model = backbone(args.model, args.threads)
     head = Head.load(open_bundle(Path(args.heads) / "localization"))
@@ -250,9 +250,9 @@ def _frozen_heads(model: Any, count: int) -> list[Any]:
     """Different heads of the shipped form: an ensemble of networks on embedding and sequence features."""
     import torch
 
-    from bioseq.domain import fit_domain
-    from bioseq.features import ORDER_BLOCKS, Context, width
-    from bioseq.heads import Head
+    from bioseq.heads.features import ORDER_BLOCKS, Context, width
+    from bioseq.heads.head import Head
+    from bioseq.heads.ood import fit_domain
 
     sequences = read_proteins(60)
     pooled = model.embed(sequences)
@@ -318,7 +318,7 @@ def mixed(args: argparse.Namespace) -> dict[str, Any]:
     """Relative error of hidden states: adapters mixed in packs against each sequence alone."""
     import torch
 
-    from bioseq import adapters
+    from bioseq.backbones import lora as adapters
 
     model = backbone(args.model, args.threads)
     encoder = model.encoder
@@ -359,8 +359,8 @@ def _one_cost(method: str, args: argparse.Namespace, folder: str, queue: Any) ->
     import resource
 
     from bioseq.specs.finetune import FinetuneSpec
-    from training.finetune import finetune
-    from training.make_heads import CLASSES
+    from training.finetune.run import finetune
+    from training.release.make_heads import CLASSES
 
     start = time.perf_counter()
     bundle = finetune(

@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from _common import host, read_proteins, versions, write_result
 
-from bioseq.alphabet import protein
-from training.corpus import open_corpus
-from training.prepare import Prepare, prepare
-from training.pretrain import run
-from training.recipes import recipe
-from training.run_folder import read_metrics
+from bioseq.sequences.alphabet import protein
+from training.corpus.corpus import open_corpus
+from training.corpus.prepare import Prepare, prepare
+from training.pretrain.recipes import recipe
+from training.pretrain.records.run_folder import read_metrics
+from training.pretrain.run import run
 
 
 @dataclass

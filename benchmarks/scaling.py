@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from bioseq.model.config import CONFIGS, ModelConfig
+from bioseq.backbones.packed.config import CONFIGS, ModelConfig
 
 
 @dataclass(frozen=True)

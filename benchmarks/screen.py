@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import host, read_proteins, versions, write_result
+from _common import ROOT, host, read_proteins, versions, write_result
 
 LETTERS = np.frombuffer(b"ACDEFGHIKLMNPQRSTVWY", dtype=np.uint8)
 
@@ -49,6 +49,8 @@ def random_library(path: Path, records: int, seed: int = 7) -> None:
                 handle.write(b">r%d\n%s\n" % (start + i, sequence))
 
 
+STANDIN = ROOT / "tests" / "screening"
+
 CHILD = """
 import json, sys
 sys.path.insert(0, {here!r})
@@ -59,9 +61,11 @@ screen.child(json.loads(sys.argv[1]))
 
 def child(ask: dict[str, Any]) -> None:
     """One screen in this process; prints what was measured as one line of JSON."""
+    sys.path.insert(0, str(STANDIN))
+    from standin import StandIn
+
     from bioseq.specs.screen import ScreenSpec
     from serving.screening.run import screen
-    from serving.screening.standin import StandIn
 
     started = time.perf_counter()
     engine = StandIn() if ask["standin"] else None
@@ -194,13 +198,15 @@ def use_tables(folder: str, records: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    sys.path.insert(0, str(STANDIN))
+    from standin import HEADS
+
     from bioseq.specs.screen import ScreenSpec
-    from serving.screening.columns import part_schema
-    from serving.screening.merge import merge
-    from serving.screening.select import compile_selection, select
     from serving.screening.source import Piece
-    from serving.screening.standin import HEADS
-    from serving.screening.summary import summarise
+    from serving.screening.tables.columns import part_schema
+    from serving.screening.tables.merge import merge
+    from serving.screening.tables.select import compile_selection, select
+    from serving.screening.tables.summary import summarise
     from serving.screening.units import DATABASE_MEMORY, Plan, deduplicate
 
     out, work = Path(folder), Path(folder) / "work"
@@ -257,9 +263,9 @@ def bundles(folder: Path) -> None:
     """An 8M backbone and a regression head, both random."""
     import torch
 
-    from bioseq.bundle import open_bundle, save_backbone, write_bundle
-    from bioseq.model.config import CONFIGS
-    from bioseq.model.encoder import PackedEncoder
+    from bioseq.backbones.packed.config import CONFIGS
+    from bioseq.backbones.packed.encoder import PackedEncoder
+    from bioseq.bundles.bundle import open_bundle, save_backbone, write_bundle
 
     generator = torch.Generator().manual_seed(0)
     encoder = PackedEncoder(CONFIGS["8m"])
@@ -300,9 +306,9 @@ PREDICTOR = """
 import json, sys, time
 import numpy as np
 import bioseq
-from bioseq.bundle import open_bundle
-from bioseq.fasta import read_fasta
-from bioseq.heads import Head
+from bioseq.bundles.bundle import open_bundle
+from bioseq.sequences.fasta import read_fasta
+from bioseq.heads.head import Head
 folder, fasta, out = sys.argv[1:]
 model = bioseq.load(folder + "/base", threads=1, device="cpu")
 model.load_head("value", Head.load(open_bundle(folder + "/value")))

@@ -42,8 +42,8 @@ ARROW = {"Accept": "application/vnd.apache.arrow.stream"}
 
 def offline(model: str, sequences: list[str], threads: int, seconds: float, queue: Any) -> None:
     """Tokens per wall and per CPU second of `Predictor.run` in a process of its own, and the answers."""
-    from bioseq.loading import load
-    from bioseq.pooling import EmbedAsk
+    from bioseq.backbones.pooling import EmbedAsk
+    from bioseq.inference.loading import load
 
     predictor = load(model, threads=threads)
     works = [predictor.prepare(s, embed=EmbedAsk()) for s in sequences]
@@ -372,7 +372,7 @@ def serve_parts(
     args: argparse.Namespace, folder: Path, sequences: list[str], answers: np.ndarray, result: dict[str, Any]
 ) -> None:
     """Everything that needs the running service; fills `result`."""
-    from serving.running import ray_session
+    from serving.cluster.running import ray_session
     from serving.settings import Settings
 
     with socket.socket() as probe:
@@ -388,7 +388,7 @@ def serve_parts(
         from ray.serve.config import HTTPOptions
         from ray.serve.schema import LoggingConfig
 
-        from serving.deployment import build
+        from serving.cluster.deployment import build
 
         serve.start(
             http_options=HTTPOptions(host="127.0.0.1", port=port),
@@ -480,7 +480,7 @@ def curve(args: argparse.Namespace, url: str, sequences: list[str]) -> list[dict
 
 
 def embed_small(model: str, sequences: list[str], threads: int, queue: Any) -> None:
-    from bioseq.loading import load
+    from bioseq.inference.loading import load
 
     queue.put(load(model, threads=threads).embed(sequences))
 

@@ -14,25 +14,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bioseq.alphabet import Alphabet
-    from bioseq.client import connect
+    from bioseq.bundles.registry import Registry
+    from bioseq.client.sync import connect
     from bioseq.errors import BioseqError
-    from bioseq.fasta import Record, read_fasta
-    from bioseq.loading import load
-    from bioseq.predictor import Predictor
-    from bioseq.registry import Registry
+    from bioseq.inference.loading import load
+    from bioseq.inference.predictor import Predictor
+    from bioseq.sequences.alphabet import Alphabet
+    from bioseq.sequences.fasta import Record, read_fasta
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Alphabet": "bioseq.alphabet",
+    "Alphabet": "bioseq.sequences.alphabet",
     "BioseqError": "bioseq.errors",
-    "Predictor": "bioseq.predictor",
-    "Record": "bioseq.fasta",
-    "Registry": "bioseq.registry",
-    "connect": "bioseq.client",
-    "load": "bioseq.loading",
-    "read_fasta": "bioseq.fasta",
+    "Predictor": "bioseq.inference.predictor",
+    "Record": "bioseq.sequences.fasta",
+    "Registry": "bioseq.bundles.registry",
+    "connect": "bioseq.client.sync",
+    "load": "bioseq.inference.loading",
+    "read_fasta": "bioseq.sequences.fasta",
 }
 __all__ = [
     "Alphabet",

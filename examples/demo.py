@@ -23,7 +23,7 @@ from pathlib import Path
 import neighbours
 
 import bioseq
-from bioseq.registry import Registry
+from bioseq.bundles.registry import Registry
 
 OUT = Path("demo")
 MARK = OUT / ".made-by-make-demo"

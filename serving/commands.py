@@ -78,7 +78,7 @@ def _serve_parser() -> argparse.ArgumentParser:
 
 def serve(argv: list[str]) -> int:
     args = _serve_parser().parse_args(argv)
-    from serving.running import run
+    from serving.cluster.running import run
     from serving.settings import Settings, default_home
 
     settings = Settings(

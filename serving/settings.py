@@ -31,7 +31,7 @@ class Settings:
 
     `model` answers where a request names none. `threads` are the batches that an
     engine runs at a time on a CPU, each on one thread (default: its share of the cores). `max_queue_s` bounds
-    the time from an accepted request's arrival to its answer (see `serving.engine`). `body_s` is the time in
+    the time from an accepted request's arrival to its answer (see `serving.engine.batcher`). `body_s` is the time in
     which a body must arrive, `request_s` the time a request may take in all, `recovery_s` how long a request
     waits for an engine that is being restarted before it is answered 503.
     """

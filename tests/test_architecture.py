@@ -31,9 +31,9 @@ def test_import_rules_hold() -> None:
     [
         ("bioseq", "torch numpy pyarrow ray fastapi"),
         ("bioseq.cli", "torch numpy pyarrow ray fastapi"),
-        ("bioseq.model.encoder", "pyarrow ray transformers peft Bio matplotlib"),
-        ("bioseq.predictor", "ray fastapi pydantic transformers peft Bio matplotlib sklearn scipy"),
-        ("bioseq.loading", "torch ray"),
+        ("bioseq.backbones.packed.encoder", "pyarrow ray transformers peft Bio matplotlib"),
+        ("bioseq.inference.predictor", "ray fastapi pydantic transformers peft Bio matplotlib sklearn scipy"),
+        ("bioseq.inference.loading", "torch ray"),
     ],
 )
 def test_importing_loads_no_more_than_it_must(module: str, absent: str) -> None:
@@ -56,9 +56,9 @@ def test_the_core_runs_in_the_minimal_environment() -> None:
         "for name in ('ray', 'fastapi', 'pydantic', 'Bio', 'sqlalchemy', 'duckdb', 'sklearn', 'scipy'):\n"
         "    sys.modules[name] = None\n"
         "import bioseq, torch\n"
-        "from bioseq.model.config import CONFIGS\n"
-        "from bioseq.model.encoder import PackedEncoder\n"
-        "from bioseq.predictor import Predictor\n"
+        "from bioseq.backbones.packed.config import CONFIGS\n"
+        "from bioseq.backbones.packed.encoder import PackedEncoder\n"
+        "from bioseq.inference.predictor import Predictor\n"
         "assert Predictor(PackedEncoder(CONFIGS['tiny'])).embed(['MKT', 'AC']).shape == (2, 64)\n"
         "assert bioseq.load('default').embed(['MKT']).shape[0] == 1\n"
     )

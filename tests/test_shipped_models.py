@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import bioseq
-from bioseq.bundle import load_backbone, open_bundle
-from bioseq.checkpoints import export_checkpoint
-from bioseq.registry import SHIPPED, Registry
+from bioseq.backbones.importing import export_checkpoint
+from bioseq.bundles.bundle import load_backbone, open_bundle
+from bioseq.bundles.registry import SHIPPED, Registry
 
 HEADS = ("localization", "target_class", "secondary_structure")
 
@@ -43,7 +43,7 @@ def test_card_says_what_a_reader_needs(backbone) -> None:  # type: ignore[no-unt
 
 
 def test_perplexity_on_validation_proteins_is_the_cards_within_1_percent(backbone, data: Path) -> None:  # type: ignore[no-untyped-def]
-    from training.evaluate import perplexity
+    from training.pretrain.evaluate import perplexity
 
     encoder = load_backbone(backbone, dtype=torch.float32)
     for check in backbone.evidence()["check"].values():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 
 def pretrain(argv: list[str]) -> int:
-    from training.pretrain_command import main
+    from training.pretrain.command import main
 
     return main(argv)
 
 
 def finetune(argv: list[str]) -> int:
-    from training.finetune_command import main
+    from training.finetune.command import main
 
     return main(argv)

@@ -16,7 +16,7 @@ from bioseq.commands.records import Notes, answered
 from bioseq.errors import InputError, OutputError
 
 if TYPE_CHECKING:
-    from bioseq.fasta import Record
+    from bioseq.sequences.fasta import Record
 
 CHUNK = 2048  # records read, planned and written at a time
 EXAMPLE = """bioseq embed proteins.fasta -o embeddings.parquet
@@ -110,7 +110,7 @@ def _rows(
     args: argparse.Namespace, counts: list[int]
 ) -> Iterator[tuple[list[Record], list[Notes], list[np.ndarray]]]:
     """Chunks of records with their notes and embeddings, in input order."""
-    from bioseq.pooling import EmbedAsk
+    from bioseq.backbones.pooling import EmbedAsk
 
     if args.server and args.gaps:
         raise InputError("--gaps works on this machine only.", hint="Leave out --server, or remove the gaps.")

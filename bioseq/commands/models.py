@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bioseq.cli import new_parser
 
 if TYPE_CHECKING:
-    from bioseq.registry import Entry, Registry
+    from bioseq.bundles.registry import Entry, Registry
 
 EXAMPLE = """bioseq models list
   bioseq models import ~/checkpoints/esm2_t6_8M esm2-8m
@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(list(argv))
-    from bioseq.registry import Registry
+    from bioseq.bundles.registry import Registry
 
     registry = Registry(args.registry)
     if args.command == "list":
@@ -95,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
     elif args.command == "import":
         _import(registry, args)
     elif args.command == "export":
-        from bioseq.checkpoints import export_checkpoint
+        from bioseq.backbones.importing import export_checkpoint
 
         folder = export_checkpoint(registry.resolve(args.name), args.folder, force=args.force)
         _say(f"wrote {folder}")
@@ -164,9 +164,9 @@ def _show(registry: Registry, name: str, *, as_json: bool) -> None:
 
 
 def _import(registry: Registry, args: argparse.Namespace) -> None:
-    from bioseq.checkpoints import import_checkpoint
+    from bioseq.backbones.importing import import_checkpoint
+    from bioseq.bundles.manifest import check_name
     from bioseq.errors import InputError, RegistryError
-    from bioseq.manifest import check_name
 
     check_name(args.name, RegistryError)
     card = None

@@ -12,8 +12,8 @@ from bioseq.cli import api_key
 from bioseq.errors import SequenceError
 
 if TYPE_CHECKING:
-    from bioseq.fasta import Record
-    from bioseq.work import Answer
+    from bioseq.inference.query import Answer
+    from bioseq.sequences.fasta import Record
 
 Notes = tuple[str, ...]
 
@@ -24,7 +24,7 @@ def open_engine(args: argparse.Namespace) -> Any:
         import bioseq
 
         return bioseq.connect(args.server, api_key=api_key(args), model=args.model)
-    from bioseq.loading import load
+    from bioseq.inference.loading import load
 
     return load(args.model, dtype=args.dtype, device=args.device, threads=args.threads)
 
@@ -44,9 +44,9 @@ def answered(
     `prepare` goes to `Predictor.prepare` and `read` takes the answer from what comes back; `remote` asks a client
     for a chunk under its `on_error`, with None for a record that it could not answer.
     """
-    from bioseq.fasta import read_many
-    from bioseq.predictor import Predictor
+    from bioseq.inference.predictor import Predictor
     from bioseq.progress import Progress
+    from bioseq.sequences.fasta import read_many
 
     engine = open_engine(args)
     records = iter(read_many(args.fasta, allow_empty=args.on_error == "skip"))
@@ -91,7 +91,7 @@ def _count(paths: list[str]) -> int:
     """Records to come, for the progress; 0 where that would mean reading a stream twice."""
     from pathlib import Path
 
-    from bioseq.fasta import count_records
+    from bioseq.sequences.fasta import count_records
 
     if not all(Path(path).is_file() for path in paths):
         return 0

@@ -18,7 +18,7 @@ from bioseq.commands.score import add_scoring_options
 from bioseq.errors import OutputError
 
 if TYPE_CHECKING:
-    from bioseq.fasta import Record
+    from bioseq.sequences.fasta import Record
 
 MAX_PICTURES = 10
 EXAMPLE = """bioseq scan gb1.fasta -o scan.csv
@@ -50,9 +50,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
-    from bioseq.fasta import read_fasta
-    from bioseq.heatmap import draw_scan, picture_format
+    from bioseq.commands.heatmap import draw_scan, picture_format
     from bioseq.output import atomic_file, check_free
+    from bioseq.sequences.fasta import read_fasta
 
     records = read_fasta(args.fasta)
     ahead = list(itertools.islice(records, MAX_PICTURES + 1))
@@ -103,7 +103,7 @@ def _pictures(args: argparse.Namespace, count: int) -> list[Path]:
 
 
 def _letters(engine: Any) -> str:
-    from bioseq.alphabet import protein
+    from bioseq.sequences.alphabet import protein
 
     return getattr(engine, "alphabet", protein()).standard
 
@@ -117,7 +117,7 @@ def _scan(args: argparse.Namespace, engine: Any, record: Record) -> np.ndarray:
         return np.asarray(
             engine.scan(record, strategy=args.strategy, long_sequences=args.long_sequences), dtype=np.float32
         )
-    from bioseq.variants import scan_sites
+    from bioseq.inference.variants import scan_sites
 
     scored = scan_sites(
         engine,

@@ -19,10 +19,10 @@ import numpy as np
 from bioseq.cli import add_engine_options, add_server_options, new_parser
 from bioseq.commands.records import open_engine
 from bioseq.errors import FastaError, InputError, MutationError, SpecError, TableError
-from bioseq.fasta import Record
+from bioseq.sequences.fasta import Record
 
 if TYPE_CHECKING:
-    from bioseq.mutations import Variant
+    from bioseq.sequences.mutations import Variant
 
 STRATEGIES = ("masked-marginals", "wt-marginals", "pseudo-log-likelihood")
 EXAMPLE = """bioseq score --wild-type gb1.fasta D40Y V39I:D40S -o -
@@ -134,7 +134,7 @@ def _score(args: argparse.Namespace, wild_type: Record, names: list[str]) -> Seq
     engine = open_engine(args)
     if args.server:
         return engine.score(wild_type, names, strategy=args.strategy, long_sequences=args.long_sequences)
-    from bioseq.variants import score_variants
+    from bioseq.inference.variants import score_variants
 
     scored = score_variants(
         engine,
@@ -154,7 +154,7 @@ def _score(args: argparse.Namespace, wild_type: Record, names: list[str]) -> Seq
 
 def read_wild_type(given: str) -> Record:
     """A FASTA file's only record, or the residues themselves. Raises `FastaError`."""
-    from bioseq.fasta import read_fasta
+    from bioseq.sequences.fasta import read_fasta
 
     if given.rstrip("*").isalpha() and not Path(given).exists():
         return Record("", given)
@@ -170,7 +170,7 @@ def read_wild_type(given: str) -> Record:
 
 
 def _read_mutants(args: argparse.Namespace, wild_type: str) -> Asked:
-    from bioseq.mutations import parse
+    from bioseq.sequences.mutations import parse
 
     asked = Asked()
     for given in args.mutants:
@@ -215,7 +215,7 @@ def _text(given: str) -> str:
 
 
 def _read_lines(given: str, wild_type: str, asked: Asked) -> None:
-    from bioseq.mutations import parse
+    from bioseq.sequences.mutations import parse
 
     name = "stdin" if given == "-" else given
     for number, line in enumerate(_text(given).splitlines(), 1):
@@ -230,7 +230,7 @@ def _read_lines(given: str, wild_type: str, asked: Asked) -> None:
 
 
 def _read_table(path: Path, args: argparse.Namespace, wild_type: str, asked: Asked) -> None:
-    from bioseq.mutations import between, parse
+    from bioseq.sequences.mutations import between, parse
 
     tabs = ".tsv" in (s.lower() for s in path.suffixes[-2:])
     reader = csv.DictReader(io.StringIO(_text(str(path)), newline=""), delimiter="\t" if tabs else ",")

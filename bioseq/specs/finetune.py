@@ -85,7 +85,7 @@ class FinetuneSpec(Spec):
     registry under this name, `accept_weak` even if it does not beat its baselines.
     base: the backbone. method: None is `lora` on a GPU, else `frozen`.
     features: sequence features beside the embedding, or None to let the validation part choose; see
-    bioseq.features. models: which frozen models to try.
+    bioseq.heads.features. models: which frozen models to try.
     weight: column of row weights. replicates: what to do with one sequence's several values: `error` or `mean`.
     max_train, max_valid, max_test: at most so many rows of each part, seeded; None is all. max_embedded: of the
     training rows of a frozen head at most so many are embedded; the others train the sequence features alone, their
@@ -169,7 +169,7 @@ class FinetuneSpec(Spec):
         if self.lr is not None and not 0 < self.lr < 1:
             raise SpecError(f"{self.lr} is no learning rate.", field="lr")
         if self.features is not None:
-            from bioseq.features import BLOCKS
+            from bioseq.heads.features import BLOCKS
 
             for block in self.features:
                 if block not in BLOCKS:

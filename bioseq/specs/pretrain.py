@@ -27,8 +27,8 @@ PINNED = (
 
 @dataclass(frozen=True, kw_only=True)
 class ArchitectureSpec(Spec):
-    """Shape of the encoder; see `bioseq.model.config`. `init` "local" lets the first attention heads of each
-    layer begin by looking at fixed neighbours (`training.initial`); "esm2" is the published initialisation."""
+    """Shape of the encoder; see `bioseq.backbones.packed.config`. `init` "local" lets the first attention heads of each
+    layer begin by looking at fixed neighbours (`training.pretrain.initial`); "esm2" is the published initialisation."""
 
     n_layers: int
     d_model: int
@@ -59,7 +59,7 @@ class MaskingSpec(Spec):
     random: float = 0.1
 
     def validate(self) -> None:
-        from bioseq.masking import Masking
+        from bioseq.sequences.masking import Masking
 
         Masking(self.rate, self.mask, self.random)
 
@@ -87,7 +87,7 @@ class OptimiserSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSpec(Spec):
-    """`warmup` and `decay` in steps; `final` as a share of the peak. See `training.schedule`."""
+    """`warmup` and `decay` in steps; `final` as a share of the peak. See `training.pretrain.schedule`."""
 
     kind: Literal["cosine", "wsd", "constant"] = "wsd"
     warmup: int = 2000

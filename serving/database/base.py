@@ -83,7 +83,7 @@ class Database:
         from alembic.config import Config
 
         config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent.parent / "migrations"))
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         try:
             with self.engine.connect() as connection:
                 if not self.is_sqlite:

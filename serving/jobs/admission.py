@@ -17,8 +17,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from bioseq.bundles.manifest import check_name
 from bioseq.errors import NotFoundError, SpecError
-from bioseq.manifest import check_name
 from bioseq.specs.base import Spec
 from bioseq.specs.finetune import FinetuneSpec
 from bioseq.specs.pretrain import PretrainSpec

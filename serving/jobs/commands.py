@@ -1,4 +1,4 @@
-"""`bioseq jobs`: a thin face of `bioseq.client`."""
+"""`bioseq jobs`: a thin face of `bioseq.client.sync`."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ def jobs(argv: list[str]) -> int:
     server = args.server or os.environ.get("BIOSEQ_SERVER")
     if not server:
         p.error("--server URL is missing (or the environment variable BIOSEQ_SERVER)")
-    from bioseq.client import connect
+    from bioseq.client.sync import connect
 
     with connect(server, api_key(args)) as remote:
         return _ACTIONS[args.action](remote, args)
 
 
 def _submit(remote: Any, args: argparse.Namespace) -> int:
-    from bioseq.client_jobs import read_job
+    from bioseq.client.jobs import read_job
 
     given = read_job(args.spec, args.kind)
     for item in args.set:

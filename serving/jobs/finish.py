@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from bioseq.bundles.registry import Registry
 from bioseq.errors import BundleError, RegistryError
-from bioseq.registry import Registry
 from serving.jobs.folder import JobFolder
 from serving.jobs.store import Started
 from serving.settings import Settings

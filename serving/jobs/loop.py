@@ -7,11 +7,11 @@ import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
-from serving import logs
 from serving.database.base import Database
 from serving.jobs.executors import Executor, ProcessExecutor
 from serving.jobs.scheduler import Scheduler
 from serving.settings import Settings
+from serving.telemetry import logs
 
 NAME, NAMESPACE = "bioseq-jobs", "bioseq"
 

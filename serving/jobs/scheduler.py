@@ -17,8 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 from bioseq.errors import BioseqError
-from serving import logs
 from serving.database.base import Database, now
+from serving.http.problems import Problem
 from serving.jobs import executors, finish
 from serving.jobs.admission import can_resume, materialise
 from serving.jobs.executors import Executor, job_of, run_name
@@ -27,8 +27,8 @@ from serving.jobs.folder import JobFolder
 from serving.jobs.lease import Lease, LeaseLost
 from serving.jobs.store import JobStore, Started
 from serving.jobs.tables import CANCELLED, FAILED, SUCCEEDED
-from serving.problems import Problem
 from serving.settings import Settings
+from serving.telemetry import logs
 
 SWEEP_S = 600.0
 UNSENT_S = 600.0  # a run that cannot be started for so long is lost

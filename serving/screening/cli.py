@@ -183,7 +183,7 @@ def main_report(argv: list[str]) -> int:
     )
     parser.add_argument("run", metavar="DIR", help="a run folder of `bioseq screen`")
     args = parser.parse_args(argv)
-    from serving.screening.report import write_report
+    from serving.screening.tables.report import write_report
 
     print(write_report(args.run), file=sys.stderr)
     return 0

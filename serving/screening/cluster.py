@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bioseq.errors import ResourceError
-from serving.lone_ray import settle
+from serving.cluster.lone_ray import settle
 
 
 @contextlib.contextmanager

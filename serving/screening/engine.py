@@ -19,7 +19,7 @@ from bioseq.errors import (
     SpecError,
 )
 from bioseq.specs.screen import ScreenSpec
-from serving.screening.columns import HeadColumns
+from serving.screening.tables.columns import HeadColumns
 
 
 @dataclass(slots=True)
@@ -177,8 +177,8 @@ class PredictorEngine:
 
     def __init__(self, factory: PredictorFactory):
         import bioseq
-        from bioseq.heads import Head
-        from bioseq.registry import Registry
+        from bioseq.bundles.registry import Registry
+        from bioseq.heads.head import Head
 
         self.factory = factory
         registry = Registry()
@@ -202,7 +202,7 @@ class PredictorEngine:
             self.predictor.load_head(head.name, Head.load(bundle))
 
     def run(self, sequences: Sequence[str], embed: Sequence[bool]) -> list[Result]:
-        from bioseq.pooling import EmbedAsk
+        from bioseq.backbones.pooling import EmbedAsk
 
         names = tuple(h.name for h in self.factory.heads)
         results: dict[int, Result] = {}
@@ -230,8 +230,8 @@ class PredictorEngine:
     def _judge(self, sequence: str) -> None:
         """Raise `SequenceError` now for a sequence that a head of one wild type's variants cannot judge: from
         inside a batch it would cost the batch several forward passes to find it."""
-        from bioseq import features
-        from bioseq.heads import clean
+        from bioseq.heads import features
+        from bioseq.heads.head import clean
 
         for head in self.predictor.heads.values():
             if head.context.wild_type:
@@ -252,7 +252,7 @@ class PredictorEngine:
         return Result(cells, note=note or None, embedding=answer.embedding)
 
 
-# As in `bioseq.predictor`, whose import would bring torch into the driver; a test holds the two equal
+# As in `bioseq.inference.predictor`, whose import would bring torch into the driver; a test holds the two equal
 BUDGETS = {"cpu": 1024, "cuda": 65536}
 
 _PUT_BACK = "Put the old one back and give the same command again, or start a new run folder."
@@ -260,8 +260,8 @@ _PUT_BACK = "Put the old one back and give the same command again, or start a ne
 
 def predictor_factory(spec: ScreenSpec, *, device: str) -> PredictorFactory:
     """Resolve names to bundles, reading manifests only. Raises `NotFoundError`, `BundleError`, `SpecError`."""
+    from bioseq.bundles.registry import Registry
     from bioseq.errors import BundleError
-    from bioseq.registry import Registry
 
     registry = Registry()
     bundle = registry.resolve(spec.model)

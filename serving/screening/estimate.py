@@ -9,16 +9,16 @@ from typing import Any
 
 import psutil
 
-from bioseq.alphabet import by_name
-from bioseq.batching import SPECIAL_TOKENS
 from bioseq.errors import SequenceError
+from bioseq.inference.batching import SPECIAL_TOKENS
+from bioseq.sequences.alphabet import by_name
+from bioseq.sequences.translation import translated
 from bioseq.specs.screen import ScreenSpec
 from serving.screening import source
 from serving.screening.engine import EngineFactory, predictor_factory
 from serving.screening.index import sequence_hash
 from serving.screening.run import device_of
-from serving.screening.select import compile_selection
-from serving.screening.translate import translated
+from serving.screening.tables.select import compile_selection
 
 MOST_RECORDS = 1_000_000
 PROBE_SEQUENCES, PROBE_SECONDS = 64, 3.0

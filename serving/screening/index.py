@@ -17,12 +17,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bioseq.alphabet import by_name
 from bioseq.errors import EmptySequenceError, SequenceError, SequenceTooLongError
 from bioseq.output import atomic_file
+from bioseq.sequences.alphabet import by_name
+from bioseq.sequences.translation import translated
 from serving.screening.folder import write_json
 from serving.screening.source import Piece, Split, open_bytes, records
-from serving.screening.translate import translated
 
 PIECE_ROWS = 65_536
 PIECE_BYTES = 16 << 20

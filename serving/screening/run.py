@@ -23,14 +23,14 @@ from bioseq.errors import BioseqError, FastaError, OutputError, ResourceError
 from bioseq.progress import Progress
 from bioseq.specs.screen import ScreenSpec
 from serving.screening import cluster, source
-from serving.screening.columns import HeadColumns
 from serving.screening.engine import EngineFactory, predictor_factory
 from serving.screening.folder import FORMAT, Receipt, RunFolder, write_json
 from serving.screening.index import IndexJob
-from serving.screening.merge import keep_embeddings, merge
-from serving.screening.select import Selection, compile_selection, select
 from serving.screening.source import Piece
-from serving.screening.summary import summarise
+from serving.screening.tables.columns import HeadColumns
+from serving.screening.tables.merge import keep_embeddings, merge
+from serving.screening.tables.select import Selection, compile_selection, select
+from serving.screening.tables.summary import summarise
 from serving.screening.units import DATABASE_MEMORY, Plan, plan_run
 from serving.screening.worker import ShardWorker
 
@@ -185,7 +185,7 @@ class _Run:
         }
         write_json(self.folder.path / "run.json", facts)
         cards = self.factory.cards()
-        from serving.screening.report import write_report
+        from serving.screening.tables.report import write_report
 
         write_json(self.folder.path / "cards.json", cards)
         self.folder.lock.check()

@@ -17,7 +17,7 @@ from typing import IO, Any
 import pyarrow.fs as pafs
 
 from bioseq.errors import BioseqError, FastaError
-from bioseq.fasta import Record, read_fasta, read_stream
+from bioseq.sequences.fasta import Record, read_fasta, read_stream
 from serving.screening.folder import file_sha256
 
 SPLIT_BYTES = 16 << 20

@@ -21,8 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bioseq.batching import SPECIAL_TOKENS
 from bioseq.errors import BioseqError, OutputError
+from bioseq.inference.batching import SPECIAL_TOKENS
 from bioseq.output import atomic_file
 from serving.screening.folder import write_json
 from serving.screening.source import Piece

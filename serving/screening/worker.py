@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 
 from bioseq.errors import BioseqError, OutputError
 from bioseq.output import atomic_file
-from serving.screening.columns import part_schema
 from serving.screening.engine import Engine, EngineFactory, Result
 from serving.screening.folder import Receipt, file_sha256
+from serving.screening.tables.columns import part_schema
 
 DEATHS_BEFORE_BISECTION = 2
 KILLED = "worker.killed: the worker died twice while it computed this record alone."

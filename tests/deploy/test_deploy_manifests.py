@@ -164,7 +164,7 @@ def serve_configs() -> list[dict[str, Any]]:
 def test_serve_configs_pass_rays_own_schema_and_name_what_exists():
     from ray.serve.schema import ServeDeploySchema
 
-    from serving import deployment
+    from serving.cluster import deployment
 
     configs = serve_configs()
     assert len(configs) == 2
@@ -196,7 +196,7 @@ def test_the_gpu_service_scales_from_and_to_nothing():
 
 
 def test_the_autoscaling_that_build_makes_is_accepted_by_serve():
-    from serving.deployment import build
+    from serving.cluster.deployment import build
 
     args = yaml.safe_load(everything("RayService")[0]["spec"]["serveConfigV2"])["applications"][0]["args"]
     app = build(Settings.from_dict(args | {"database": "sqlite://"}))
@@ -207,7 +207,7 @@ def test_entrypoints_are_commands_that_parse():
     """Every flag of a RayJob's entrypoint exists, as the command's own parser says."""
     from serving.screening.cli import _parser as screen_parser
     from serving.screening.cli import spec_from
-    from training.pretrain_command import run_parser, spec_of
+    from training.pretrain.command import run_parser, spec_of
 
     found = {}
     for job in everything("RayJob"):
@@ -362,7 +362,7 @@ def test_the_image_is_built_in_stages_and_runs_as_nobody_special():
 
 
 def test_every_query_of_the_dashboard_asks_for_a_metric_that_the_service_has():
-    from serving.metrics import EngineMetrics, IngressMetrics
+    from serving.telemetry.metrics import EngineMetrics, IngressMetrics
 
     text = IngressMetrics().text() + EngineMetrics().text()
     known = {x.split()[2] for x in text.splitlines() if x.startswith("# TYPE")}

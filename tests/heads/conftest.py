@@ -10,9 +10,9 @@ import torch
 
 @pytest.fixture(scope="session")
 def backbone(tmp_path_factory) -> Path:
-    from bioseq.bundle import save_backbone
-    from bioseq.model.config import ModelConfig
-    from bioseq.model.encoder import PackedEncoder
+    from bioseq.backbones.packed.config import ModelConfig
+    from bioseq.backbones.packed.encoder import PackedEncoder
+    from bioseq.bundles.bundle import save_backbone
 
     encoder = PackedEncoder(ModelConfig("t", n_layers=2, d_model=32, n_heads=4, d_ff=64, max_residues=200))
     encoder.init_weights(torch.Generator().manual_seed(0), std=0.2)
@@ -23,7 +23,7 @@ def backbone(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def model(backbone):
-    from bioseq.loading import load
+    from bioseq.inference.loading import load
 
     return load(backbone, threads=1)
 

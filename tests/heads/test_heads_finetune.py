@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from heads_tables import sequences, table, write_table
 
-from bioseq.bundle import open_bundle
+from bioseq.bundles.bundle import open_bundle
+from bioseq.bundles.registry import Registry
 from bioseq.errors import BundleError, OutputError, RegistryError, SpecError, TableError
-from bioseq.heads import Head
-from bioseq.loading import load
-from bioseq.registry import Registry
+from bioseq.heads.head import Head
+from bioseq.inference.loading import load
 from bioseq.specs.finetune import FinetuneSpec, SplitSettings
 
 pytest.importorskip("sklearn", reason="the extra [train] is not installed")
-from training.finetune import finetune
+from training.finetune.run import finetune
 
 
 def run(tmp_path, backbone, targets, rows=None, **options):
@@ -144,7 +144,7 @@ def test_missing_labels_are_masked_not_zero(tmp_path, backbone):
 
 
 def test_a_weak_head_says_so_first_and_is_not_registered(tmp_path, backbone, monkeypatch):
-    from training import judge
+    from training.finetune import report as judge
 
     monkeypatch.setattr(judge.baselines, "sequence_baselines", lambda *a: {"oracle": a[3]["test"]})
     with pytest.raises(RegistryError, match="not registered"):
@@ -230,7 +230,7 @@ def test_nothing_is_written_on_bad_input_nor_over_something(tmp_path, backbone):
 def test_a_head_of_another_backbone_is_refused(tmp_path, backbone):
     import torch
 
-    from bioseq.bundle import load_backbone, save_backbone
+    from bioseq.bundles.bundle import load_backbone, save_backbone
 
     bundle = run(tmp_path, backbone, ("k",))
     other = load_backbone(open_bundle(backbone))
@@ -343,7 +343,7 @@ def test_rows_without_embedding_train_the_sequence_features(tmp_path, backbone):
 
 @pytest.mark.parametrize("size", ["small", "medium", "full"])
 def test_the_shipped_heads_have_valid_specs(tmp_path, size):
-    from training.make_heads import NAMES, spec
+    from training.release.make_heads import NAMES, spec
 
     made = [spec(name, tmp_path, tmp_path / "out", "default", size) for name in NAMES]
     assert [s.name for s in made] == ["localization", "target_class", "secondary_structure"]

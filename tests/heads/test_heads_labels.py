@@ -9,8 +9,8 @@ import pytest
 from heads_tables import table, write_table
 
 from bioseq.errors import TableError
-from bioseq.labels import TEST, TRAIN, VALID, read_labels
-from bioseq.residue_labels import read_residues
+from training.tables.labels import TEST, TRAIN, VALID, read_labels
+from training.tables.residue_labels import read_residues
 
 
 def test_tasks_are_guessed_from_the_labels(tmp_path):

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 from heads_tables import sequences, table, write_table
 
-from bioseq import calibration, clusters, metrics, ranking, splits
+from bioseq import ranking
 from bioseq.errors import TableError
-from bioseq.labels import TEST, TRAIN, VALID, read_labels
+from bioseq.heads import calibration
+from bioseq.homologs import clusters
+from training.finetune import metrics
+from training.tables import splits
+from training.tables.labels import TEST, TRAIN, VALID, read_labels
 
 RNG = np.random.default_rng(0)
 TRUTH = RNG.integers(0, 2, 300)

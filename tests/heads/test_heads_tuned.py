@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from heads_tables import sequences, table, write_table
 
-from bioseq.bundle import open_bundle
-from bioseq.heads import Head
-from bioseq.loading import load
+from bioseq.bundles.bundle import open_bundle
+from bioseq.heads.head import Head
+from bioseq.inference.loading import load
 from bioseq.specs.finetune import FinetuneSpec, LoraSettings
 
 pytest.importorskip("sklearn", reason="the extra [train] is not installed")
-from training.finetune import finetune
-from training.finetune_tune import batches
+from training.finetune.run import finetune
+from training.finetune.tune import batches
 
 
 def spec_for(tmp_path, backbone, method, name, **options) -> FinetuneSpec:
@@ -91,8 +91,8 @@ def test_a_sequence_costs_one_segment_for_each_head_with_weights_of_its_own(back
 
 
 def test_the_adapter_in_the_bundle_changed_and_peft_can_read_it(backbone, heads, tmp_path):
-    from bioseq.bundle import load_backbone
-    from bioseq.model.esm2 import write_checkpoint
+    from bioseq.backbones.esm2.checkpoint import write_checkpoint
+    from bioseq.bundles.bundle import load_backbone
 
     transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
     encoder = load_backbone(open_bundle(backbone))

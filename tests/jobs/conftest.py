@@ -16,7 +16,7 @@ import httpx
 import pytest
 from jobs_helpers import NoOp, Rig
 
-from bioseq.registry import Registry
+from bioseq.bundles.registry import Registry
 from serving.settings import Settings
 
 
@@ -53,7 +53,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Bundles: a tiny real backbone, and a head on it."""
     from serving_helpers import make_backbone, make_head
 
-    from bioseq.bundle import open_bundle
+    from bioseq.bundles.bundle import open_bundle
 
     folder = tmp_path_factory.mktemp("bundles")
     base = make_backbone(folder / "tiny")
@@ -79,7 +79,7 @@ def api(
 
     @contextlib.asynccontextmanager
     async def start(executor: Any = None, **changes: Any) -> AsyncIterator[httpx.AsyncClient]:
-        from serving.app import in_process
+        from serving.http.app import in_process
         from serving.jobs import loop
 
         noop = executor or NoOp()

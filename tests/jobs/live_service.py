@@ -27,7 +27,7 @@ class Live:
     """Start, stop, kill. `home` outlives the service; `close` removes it."""
 
     def __init__(self, bundle: Path, **environment: str):
-        from bioseq.registry import Registry
+        from bioseq.bundles.registry import Registry
 
         self.root = Path(tempfile.mkdtemp(prefix="bsl-", dir="/tmp"))  # short: Ray's sockets lie below
         self.home = self.root / "home"
@@ -45,7 +45,7 @@ class Live:
 
     def start(self, *arguments: str, seconds: float = 240) -> float:
         """Returns the seconds until it was ready."""
-        from serving.running import token_file
+        from serving.cluster.running import token_file
 
         token_file(str(self.home))
         began = time.monotonic()

@@ -14,8 +14,8 @@ import pytest
 from live_service import Live, Steps
 
 import bioseq
-from bioseq.bundle import open_bundle
-from bioseq.registry import Registry
+from bioseq.bundles.bundle import open_bundle
+from bioseq.bundles.registry import Registry
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 LIBRARY = Path(__file__).parents[1] / "data" / "proteins_30_1000.fasta"
@@ -46,7 +46,7 @@ class Load(threading.Thread):
 def three(tiny: dict[str, Path]) -> Any:
     live = Live(tiny["tiny"])
     Registry(live.home).register(open_bundle(tiny["stability"]))
-    from serving.running import token_file
+    from serving.cluster.running import token_file
 
     token_file(str(live.home))
     cluster = subprocess.Popen(

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from bioseq.alphabet import protein
 from bioseq.errors import BioseqError
-from bioseq.fasta import read_fasta
+from bioseq.sequences.alphabet import protein
+from bioseq.sequences.fasta import read_fasta
 from bioseq.specs.screen import ScreenSpec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +24,7 @@ import json, sys
 from bioseq.errors import BioseqError
 from bioseq.specs.screen import ScreenSpec
 from serving.screening.run import screen
-from serving.screening.standin import StandIn
+from standin import StandIn
 if __name__ == "__main__":
     try:
         screen(ScreenSpec.from_dict(json.loads(sys.argv[1])), engine=StandIn(**json.loads(sys.argv[2])), progress=False)

@@ -7,13 +7,13 @@ import sys
 
 import pytest
 from screening_helpers import LIBRARY, make_spec
+from standin import StandIn
 
 from bioseq.cli import main
 from bioseq.errors import BioseqError, ExpressionError
 from serving.screening import cli, run
 from serving.screening.estimate import estimate, told
 from serving.screening.run import Outcome
-from serving.screening.standin import StandIn
 
 
 def words(text: str):

@@ -18,9 +18,9 @@ WIDTH = 32
 @pytest.fixture(scope="module")
 def artefacts(tmp_path_factory):
     """A tiny random backbone and one head of each kind, as bundles."""
-    from bioseq.bundle import open_bundle, save_backbone, write_bundle
-    from bioseq.model.config import ModelConfig
-    from bioseq.model.encoder import PackedEncoder
+    from bioseq.backbones.packed.config import ModelConfig
+    from bioseq.backbones.packed.encoder import PackedEncoder
+    from bioseq.bundles.bundle import open_bundle, save_backbone, write_bundle
 
     folder = tmp_path_factory.mktemp("models")
     generator = torch.Generator().manual_seed(0)
@@ -117,8 +117,8 @@ def test_a_screen_equals_the_loop_and_itself_on_other_workers(artefacts, library
     )
     predictor = bioseq.load(artefacts / "tiny", threads=1, device="cpu")
     for name in NAMES:
-        from bioseq.bundle import open_bundle
-        from bioseq.heads import Head
+        from bioseq.bundles.bundle import open_bundle
+        from bioseq.heads.head import Head
 
         predictor.load_head(name, Head.load(open_bundle(artefacts / name)))
     columns = predictor_factory(make(artefacts, tmp_path / "x"), device="cpu").heads
@@ -181,7 +181,7 @@ def test_describing_an_engine_does_not_bring_torch_into_the_driver(artefacts, tm
 
 
 def test_token_budgets_are_the_predictors():
-    from bioseq.predictor import BUDGETS
+    from bioseq.inference.predictor import BUDGETS
     from serving.screening import engine
 
     assert engine.BUDGETS == BUDGETS

@@ -14,10 +14,10 @@ import time
 import psutil
 import pytest
 from screening_helpers import committed, driver, make_spec, results
+from standin import StandIn
 
 from bioseq.errors import OutputError
 from serving.screening.run import screen
-from serving.screening.standin import StandIn
 
 # 256 tokens a batch make some 20 shards of the shipped library
 FAST, SLOW = {"budget": 256}, {"budget": 256, "seconds": 0.15}

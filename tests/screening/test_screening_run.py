@@ -8,11 +8,11 @@ import shutil
 
 import pytest
 from screening_helpers import LIBRARY, committed, hits, make_spec, reference, results, table
+from standin import StandIn
 
 from bioseq.errors import BioseqError, ExpressionError, FastaError, OutputError, ResourceError, SpecError
 from serving.screening import run as room
 from serving.screening.run import screen
-from serving.screening.standin import StandIn
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

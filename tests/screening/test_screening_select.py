@@ -10,8 +10,8 @@ import pytest
 
 from bioseq.errors import ExpressionError, SpecError
 from bioseq.specs.screen import ScreenSpec
-from serving.screening import select as room
-from serving.screening.columns import HeadColumns, part_schema, table_schema
+from serving.screening.tables import select as room
+from serving.screening.tables.columns import HeadColumns, part_schema, table_schema
 from serving.screening.units import connect
 
 REG = HeadColumns("reg", "regression", ())

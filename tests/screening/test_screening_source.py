@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from screening_helpers import LIBRARY
 
 from bioseq.errors import FastaError
-from bioseq.fasta import read_fasta
+from bioseq.sequences.fasta import read_fasta
+from bioseq.sequences.translation import translated
 from serving.screening import source
 from serving.screening.index import IndexJob, sequence_hash
-from serving.screening.translate import translated
 
 
 def all_records(paths, split_bytes):

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pyarrow.parquet as pq
 import pytest
+from standin import StandIn
 
 from serving.screening.engine import Result, isolate
-from serving.screening.standin import StandIn
 from serving.screening.units import SHARD_SCHEMA
 from serving.screening.worker import ShardWorker
 

@@ -16,8 +16,8 @@ import httpx
 import pytest
 from serving_helpers import TASKS, make_backbone, make_head
 
-from bioseq.bundle import open_bundle
-from bioseq.registry import Registry
+from bioseq.bundles.bundle import open_bundle
+from bioseq.bundles.registry import Registry
 from serving.settings import Settings
 
 
@@ -62,7 +62,7 @@ def serve(registry: Registry, settings: Callable[..., Settings]) -> Callable[...
 
     @contextlib.asynccontextmanager
     async def start(*, load: Any = None, **changes: Any) -> AsyncIterator[httpx.AsyncClient]:
-        from serving.app import in_process
+        from serving.http.app import in_process
 
         async with in_process(settings(**changes), registry=registry, load=load) as outer:
             transport = httpx.ASGITransport(outer, raise_app_exceptions=False)
@@ -86,7 +86,7 @@ class Live:
     async def _main(self) -> None:
         import uvicorn
 
-        from serving.app import in_process
+        from serving.http.app import in_process
 
         async with in_process(self._settings, registry=self._registry, load=self._load) as self.outer:
             config = uvicorn.Config(self.outer, port=0, log_level="error", lifespan="off")

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from bioseq.bundle import Bundle, save_backbone, write_bundle
-from bioseq.heads import NEIGHBOURS
-from bioseq.model.config import CONFIGS
-from bioseq.model.encoder import PackedEncoder
+from bioseq.backbones.packed.config import CONFIGS
+from bioseq.backbones.packed.encoder import PackedEncoder
+from bioseq.bundles.bundle import Bundle, save_backbone, write_bundle
+from bioseq.heads.head import NEIGHBOURS
 
 D = CONFIGS["tiny"].d_model
 SEQS = ["MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ", "ACDEFGHIKLMNPQRSTVWY", "mkv*", "GSHMRGEELF" * 12]

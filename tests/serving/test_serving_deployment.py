@@ -9,8 +9,8 @@ import pytest
 from bioseq.errors import SpecError
 from serving.database.base import Database
 from serving.database.keys import Keys
-from serving.metrics import join
 from serving.settings import Settings
+from serving.telemetry.metrics import join
 
 
 def context(tokens: dict[str, float], *, low=0, high=8, requests=0):
@@ -23,7 +23,7 @@ def context(tokens: dict[str, float], *, low=0, high=8, requests=0):
 
 
 def test_replicas_follow_the_queued_tokens():
-    from serving.deployment import TokensPolicy
+    from serving.cluster.deployment import TokensPolicy
 
     policy = TokensPolicy(target=1000)
     assert policy(context({}))[0] == 0
@@ -37,7 +37,7 @@ def test_replicas_follow_the_queued_tokens():
 def test_build_gives_the_two_deployments(settings):
     from ray.serve.schema import LoggingConfig  # noqa: F401 - Serve is importable here
 
-    from serving.app import build
+    from serving.http.app import build
 
     plain = settings(engine_replicas=2, engine_gpus=0.5).to_dict()
     app = build(plain)
@@ -62,7 +62,7 @@ def test_config_file_of_the_docs_is_valid(settings):
     data = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.S)[1])
     schema = ServeDeploySchema.model_validate(data)
     application = schema.applications[0]
-    assert application.import_path == "serving.app:build"
+    assert application.import_path == "serving.http.app:build"
     Settings.from_dict(application.args)
 
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.engine import Engine
-from serving.queueing import EngineDead, Overloaded
+from serving.engine.batcher import Engine
+from serving.engine.queueing import EngineDead, Overloaded
 
 
 @dataclass

@@ -65,8 +65,8 @@ def shared(tmp_path_factory, bundles):
     """One service for the cases that need no setting; requests from a loop in a thread."""
     import threading
 
-    from bioseq.registry import Registry
-    from serving.app import in_process
+    from bioseq.bundles.registry import Registry
+    from serving.http.app import in_process
     from serving.settings import Settings
 
     folder = tmp_path_factory.mktemp("shared")

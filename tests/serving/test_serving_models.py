@@ -11,7 +11,7 @@ import zipfile
 import pytest
 from serving_helpers import SEQS, make_head
 
-from bioseq.bundle import open_bundle
+from bioseq.bundles.bundle import open_bundle
 
 TAR, ZIP = {"Content-Type": "application/x-tar"}, {"Content-Type": "application/zip"}
 

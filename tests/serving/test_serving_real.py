@@ -20,7 +20,7 @@ import pytest
 from serving_helpers import CANARY, SEQS
 
 import bioseq
-from bioseq.registry import Registry
+from bioseq.bundles.registry import Registry
 
 pytestmark = pytest.mark.timeout(300)
 BIOSEQ = [sys.executable, "-m", "bioseq"]

@@ -10,7 +10,7 @@ import pytest
 from serving_helpers import SEQS
 
 import bioseq
-from bioseq.registry import Registry
+from bioseq.bundles.registry import Registry
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 

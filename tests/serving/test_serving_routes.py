@@ -12,7 +12,7 @@ import pytest
 from serving_helpers import SEQS, TASKS, make_head, same
 
 import bioseq
-from bioseq.bundle import open_bundle
+from bioseq.bundles.bundle import open_bundle
 
 ARROW, NPZ = {"Accept": "application/vnd.apache.arrow.stream"}, {"Accept": "application/x-npz"}
 

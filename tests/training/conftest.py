@@ -11,9 +11,9 @@ import pytest
 from training_helpers import proteins
 
 from bioseq.specs.pretrain import PretrainSpec
-from training.corpus import Corpus, open_corpus
-from training.prepare import Prepare, prepare
-from training.recipes import recipe
+from training.corpus.corpus import Corpus, open_corpus
+from training.corpus.prepare import Prepare, prepare
+from training.pretrain.recipes import recipe
 
 
 @pytest.fixture(scope="session")

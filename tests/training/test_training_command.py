@@ -11,9 +11,9 @@ import torch
 from bioseq.cli import main
 from bioseq.errors import CheckpointError, SpecError
 from bioseq.specs.pretrain import PretrainSpec
-from training.pretrain import run
-from training.pretrain_command import run_parser, spec_of
-from training.recipes import RECIPES, recipe
+from training.pretrain.command import run_parser, spec_of
+from training.pretrain.recipes import RECIPES, recipe
+from training.pretrain.run import run
 
 
 def _bad(capsys, *argv: str) -> str:
@@ -84,8 +84,8 @@ def test_continued_pretraining_from_an_esm2_directory(tiny, tmp_path):
     transformers.EsmForMaskedLM(config).save_pretrained(tmp_path / "hf")
     spec = tiny(steps=3, init=str(tmp_path / "hf"), optimiser__lr=1e-9, schedule__warmup=0, schedule__decay=0)
     run(spec, progress=False)
-    from training.checkpoint import last
-    from training.finish import open_backbone
+    from training.pretrain.finish import open_backbone
+    from training.pretrain.records.checkpoint import last
 
     began = open_backbone(str(tmp_path / "hf")).state_dict()
     ended = last(Path(spec.output) / "checkpoints").model()

@@ -15,9 +15,9 @@ import pytest
 from training_helpers import proteins
 
 from bioseq.errors import InputError, OutputError, SequenceError
-from training import prepare as preparing
-from training.corpus import open_corpus
-from training.prepare import Prepare, prepare
+from training.corpus.corpus import open_corpus
+from training.corpus.corpus import prepare as preparing
+from training.corpus.prepare import Prepare, prepare
 
 
 def _make(folder: Path, **options):
@@ -52,7 +52,7 @@ def test_text_gzip_xz_and_fasta_give_the_same_records(tmp_path):
         )
     assert len(tokens) == 1
     opened = open_corpus(tmp_path / "a.txt.corpus")
-    from bioseq.alphabet import protein
+    from bioseq.sequences.alphabet import protein
 
     assert [protein().decode(opened.residues(i)) for i in range(50)] == lines
     assert protein().decode(opened.residues(7, 3, 5)) == lines[7][3:8]
@@ -92,7 +92,7 @@ def test_held_out_takes_whole_clusters(tmp_path):
     )
     corpus = open_corpus(tmp_path / "out")
     held = {ids.tobytes() for ids in corpus.sets()["held_out"]}
-    from bioseq.alphabet import protein
+    from bioseq.sequences.alphabet import protein
 
     where = {protein().encode(s).ids.tobytes(): c for s, c in zip(lines, clusters)}
     held_clusters = {where[h] for h in held}
@@ -105,7 +105,7 @@ def test_a_killed_preparation_resumes_to_the_same_bytes(tmp_path):
     (tmp_path / "a.txt").write_text("\n".join(proteins(3000, 9)))
     code = """
 import sys
-from training import prepare as p
+from training.corpus.corpus import prepare as p
 p.CHUNK_RESIDUES = 10_000
 write = p._write_chunk
 def slow(*args):
@@ -189,7 +189,7 @@ def test_the_text_path_and_the_loop_need_neither_ray_nor_biopython():
 import sys
 for name in ("ray", "Bio", "matplotlib", "sklearn", "scipy", "transformers", "peft"):
     sys.modules[name] = None
-import training.prepare, training.pretrain, training.loop, training.finish, training.pretrain_command
-import training.plots, training.card
+import training.corpus.prepare, training.pretrain.run, training.pretrain.loop, training.pretrain.finish, training.pretrain.command
+import training.pretrain.records.plots, training.pretrain.records.card
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,13 +7,13 @@ import pytest
 import torch
 from training_helpers import proteins
 
-from bioseq.alphabet import protein
+from bioseq.backbones.packed.config import ModelConfig
+from bioseq.backbones.packed.encoder import PackedEncoder
 from bioseq.errors import InputError
-from bioseq.model.config import ModelConfig
-from bioseq.model.encoder import PackedEncoder
-from training.evaluate import PASSES, chosen, cut, perplexity, subset
-from training.initial import initialise
-from training.ngram import Trigram, baselines, unigram
+from bioseq.sequences.alphabet import protein
+from training.pretrain.evaluate import PASSES, chosen, cut, perplexity, subset
+from training.pretrain.initial import initialise
+from training.pretrain.records.ngram import Trigram, baselines, unigram
 
 A = protein()
 
@@ -106,7 +106,7 @@ def test_a_new_run_begins_at_the_unigram(corpus):
 
 
 def test_local_heads_look_at_their_neighbour():
-    from bioseq.model import encoder as module
+    from bioseq.backbones.packed import encoder as module
 
     made = PackedEncoder(ModelConfig("t", 2, 64, 4, 64))
     initialise(made, kind="local", std=1e-6, seed=0, frequencies=np.full(33, 1 / 33))
@@ -141,8 +141,8 @@ def test_the_trigram_sums_to_one_and_finds_what_is_there(corpus):
 
 
 def test_the_trigram_beats_the_unigram_where_order_matters(tmp_path):
-    from training.corpus import open_corpus
-    from training.prepare import Prepare, prepare
+    from training.corpus.corpus import open_corpus
+    from training.corpus.prepare import Prepare, prepare
 
     draw = np.random.default_rng(0)
     words = ["ACD", "EFG", "HIK"]

@@ -15,14 +15,14 @@ import pytest
 import torch
 
 from bioseq.errors import CheckpointError, OutputError, ResourceError, SpecError
-from training import checkpoint as checkpoints
-from training.batches import Batches, ahead
-from training.corpus import open_corpus
-from training.loop import DivergedError, train
-from training.pretrain import run
-from training.run_folder import RunFolder, read_metrics
-from training.schedule import factor
-from training.team import Team
+from training.corpus.corpus import open_corpus
+from training.pretrain.batches import Batches, ahead
+from training.pretrain.distributed.team import Team
+from training.pretrain.loop import DivergedError, train
+from training.pretrain.records import checkpoint as checkpoints
+from training.pretrain.records.run_folder import RunFolder, read_metrics
+from training.pretrain.run import run
+from training.pretrain.schedule import factor
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -43,7 +43,7 @@ _WORKER = """
 import sys
 import torch.distributed as dist
 from bioseq.specs.pretrain import PretrainSpec
-from training.pretrain import run
+from training.pretrain.run import run
 dist.init_process_group("gloo")
 for file in sys.argv[1:]:
     run(PretrainSpec.load(file), progress=False)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import bioseq
-from bioseq.bundle import open_bundle
-from training.make_models import main
+from bioseq.bundles.bundle import open_bundle
+from training.release.make_models import main
 
 SMALL = ("steps=6", "model.n_layers=1", "model.d_model=32", "model.n_heads=2", "model.d_ff=64", "crop=62",
          "tokens_per_step=512", "micro_tokens=512", "schedule.warmup=1", "schedule.decay=2", "eval.every=3",

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bioseq.alphabet import protein
 from bioseq.errors import SpecError
-from bioseq.masking import Masking, mask
+from bioseq.sequences.alphabet import protein
+from bioseq.sequences.masking import Masking, mask
 
 A = protein()
 

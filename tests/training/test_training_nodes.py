@@ -9,9 +9,9 @@ import pytest
 
 ray = pytest.importorskip("ray")
 
-from training import checkpoint as checkpoints  # noqa: E402
-from training.pretrain import run  # noqa: E402
-from training.run_folder import read_metrics  # noqa: E402
+from training.pretrain.records import checkpoint as checkpoints  # noqa: E402
+from training.pretrain.records.run_folder import read_metrics  # noqa: E402
+from training.pretrain.run import run  # noqa: E402
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -36,7 +36,7 @@ def two_nodes():
 
 
 def test_two_nodes_equal_one_process(tiny, tmp_path, two_nodes):
-    from training.ray_engine import run_on_ray
+    from training.pretrain.distributed.ray import run_on_ray
 
     local = tiny(output=str(tmp_path / "local"))
     run(local, progress=False)

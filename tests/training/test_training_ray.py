@@ -11,11 +11,11 @@ import pytest
 ray = pytest.importorskip("ray")
 
 from bioseq.errors import OutputError, ResourceError  # noqa: E402
-from training import checkpoint as checkpoints  # noqa: E402
-from training.corpus import open_corpus  # noqa: E402
-from training.loop import DivergedError  # noqa: E402
-from training.pretrain import run  # noqa: E402
-from training.run_folder import read_metrics  # noqa: E402
+from training.corpus.corpus import open_corpus  # noqa: E402
+from training.pretrain.loop import DivergedError  # noqa: E402
+from training.pretrain.records import checkpoint as checkpoints  # noqa: E402
+from training.pretrain.records.run_folder import read_metrics  # noqa: E402
+from training.pretrain.run import run  # noqa: E402
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -51,7 +51,7 @@ def test_a_worker_killed_mid_run_loses_no_step(tiny, tmp_path):
             open(marker, "w").close()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    from training.ray_engine import run_on_ray
+    from training.pretrain.distributed.ray import run_on_ray
 
     summary = run_on_ray(spec, progress=False, hook=hook)
     assert os.path.exists(marker)
@@ -87,7 +87,7 @@ def test_an_elastic_range_runs_on_what_is_there(tiny, tmp_path):
     def hook(step: int) -> None:
         (worlds / str(ray.train.get_context().get_world_size())).touch()
 
-    from training.ray_engine import run_on_ray
+    from training.pretrain.distributed.ray import run_on_ray
 
     spec = local.override({"output": str(tmp_path / "ray"), "engine": "ray"})
     run_on_ray(spec.override({"workers.count": 9, "workers.min_count": 2}), progress=False, hook=hook)
@@ -115,7 +115,7 @@ def test_divergence_is_told_and_not_tried_again(tiny, tmp_path):
 def test_sources_staged_in_parallel_give_the_same_bytes(tmp_path):
     from training_helpers import proteins
 
-    from training.prepare import Prepare, prepare
+    from training.corpus.prepare import Prepare, prepare
 
     for i in range(3):
         (tmp_path / f"{i}.txt").write_text("\n".join(proteins(40, i)))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bioseq.errors import InputError, SequenceTooLongError, SpecError
-from training.sampler import Sampler, share
+from training.pretrain.sampler import Sampler, share
 
 
 def _corpus(lengths, clusters=None):

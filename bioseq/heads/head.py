@@ -1,0 +1,318 @@
+"""Task heads: from a backbone's features (and the sequence) to predictions in the task's own terms.
+
+A head is a small network over standardised features: the pooled embedding, and sequence feature blocks
+(`bioseq.heads.features`) where validation chose them. Per residue it is a stack of 1D convolutions over the
+residues' embeddings and their letters. Target scaling, units, calibration and the out-of-domain score live
+in the head. Inference needs torch and numpy only, and a sequence's result does not depend on its neighbours.
+
+Tensors of model.safetensors (M members of an ensemble, averaged; F features, C outputs):
+    features.mean, features.scale [F]
+    layers.{i}.weight [M, in, out], layers.{i}.bias [M, 1, out]     GELU between
+    conv.{i}.weight [out, in, k], conv.{i}.bias [out]               per residue, GELU between
+    target.offset, target.scale [C]                                 regression
+    density.odds [L, 20], ood.*, neighbours.points, trunk.*         (trunk: `full` fine-tuning)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from bioseq.backbones.pooling import EmbedAsk
+from bioseq.errors import BundleError
+from bioseq.heads import features as blocks
+from bioseq.heads.calibration import sigmoid, softmax
+from bioseq.heads.features import Context
+from bioseq.heads.ood import Domain
+
+if TYPE_CHECKING:
+    from bioseq.backbones.packed.encoder import PackedEncoder
+    from bioseq.bundles.bundle import Bundle
+
+NEIGHBOURS = "neighbours.json"
+_KEYS = {
+    "method", "blocks", "pooling", "layers", "targets", "classes", "wild_type", "sites", "statement"
+}  # fmt: skip
+
+
+def clean(sequence: str) -> str:
+    """Upper case, final stop dropped, mask tokens as X: what feature blocks read."""
+    return sequence.replace("<mask>", "X").upper().rstrip("*")
+
+
+@dataclass
+class Head:
+    """A loaded head. `settings` is the manifest's extra.head; `calibration` its calibration.json."""
+
+    name: str
+    task: str
+    labels: list[str]
+    settings: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+    calibration: dict[str, Any]
+    base_hash: str | None = None
+    version: int | None = None
+    units: Any = None
+    content_hash: str = ""
+    adapter: Path | None = None
+    trunk: PackedEncoder | None = None
+    neighbour_ids: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        unknown = set(self.settings) - _KEYS
+        if unknown:
+            raise BundleError(f"head {self.name}: unknown settings {', '.join(sorted(unknown))}.")
+        t = {  # large tensors are stored in half precision; neighbours stay so, they are many
+            k: v.float() if v.dtype == torch.float16 and not k.startswith("neighbours.") else v
+            for k, v in self.tensors.items()
+        }
+        self.tensors = t
+        self.blocks: tuple[str, ...] = tuple(self.settings["blocks"])
+        stem = "conv" if self.per_residue else "layers"
+        self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        try:
+            while f"{stem}.{len(self._layers)}.weight" in t:
+                i = len(self._layers)
+                self._layers.append((t[f"{stem}.{i}.weight"], t[f"{stem}.{i}.bias"]))
+            self._mean, self._scale = t["features.mean"], t["features.scale"]
+            self.domain = Domain.from_tensors(t, self.neighbour_ids)
+        except KeyError as error:
+            raise BundleError(f"head {self.name}: tensor {error} is missing.") from None
+        if not self._layers:
+            raise BundleError(f"head {self.name} has no layers.")
+        odds = t.get("density.odds")
+        self.context = Context(
+            self.settings.get("wild_type") or "",
+            tuple(self.settings.get("sites") or ()),
+            None if odds is None else odds.numpy(),
+        )
+
+    @property
+    def per_residue(self) -> bool:
+        return self.task == "per_residue"
+
+    @property
+    def targets(self) -> list[str]:
+        return list(self.settings.get("targets") or ())
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.settings.get("classes") or ())
+
+    @property
+    def embed_ask(self) -> EmbedAsk:
+        """What this head needs of the backbone."""
+        return EmbedAsk(
+            self.settings.get("pooling", "mean"), tuple(self.settings.get("layers", (-1,))), self.per_residue
+        )
+
+    @classmethod
+    def load(cls, bundle: Bundle) -> Head:
+        """Raises `BundleError` for a bundle that is no head, or lacks something."""
+        manifest = bundle.manifest
+        if manifest.kind != "head":
+            raise BundleError(f"{manifest.name} is a {manifest.kind}, not a head.", hint="Name a head.")
+        if "head" not in manifest.extra:
+            raise BundleError(f"{manifest.name}: manifest has no extra.head.")
+        tensors = bundle.read_tensors()
+        trunk = None
+        own = {k.removeprefix("trunk."): tensors.pop(k) for k in list(tensors) if k.startswith("trunk.")}
+        if own:
+            from bioseq.backbones.packed.config import ModelConfig
+            from bioseq.backbones.packed.weights import build_encoder
+
+            trunk = build_encoder(ModelConfig.from_dict(manifest.architecture), own, error=BundleError)
+            trunk.requires_grad_(False)
+        ids = []
+        if NEIGHBOURS in manifest.files:
+            ids = json.loads(bundle.file(NEIGHBOURS).read_text("utf-8"))
+        return cls(
+            name=manifest.name,
+            version=manifest.version,
+            task=manifest.task or "",
+            labels=list(manifest.labels),
+            settings=dict(manifest.extra["head"]),
+            tensors=tensors,
+            calibration=bundle.calibration(),
+            base_hash=manifest.base_hash,
+            units=manifest.units,
+            content_hash=manifest.content_hash,
+            adapter=bundle.adapter,
+            trunk=trunk,
+            neighbour_ids=ids,
+        )
+
+    # ------------------------------------------------------------------ numbers
+
+    def _inputs(self, features: np.ndarray, sequences: Sequence[str]) -> torch.Tensor:
+        parts = [
+            features.reshape(len(features), -1)
+            if b == "embedding"
+            else blocks.compute(b, sequences, self.context)
+            for b in self.blocks
+        ]
+        return torch.from_numpy(np.concatenate(parts, axis=1, dtype=np.float32))
+
+    @torch.inference_mode()
+    def raw(self, features: Any, sequences: Sequence[str]) -> Any:
+        """Uncalibrated outputs float32 [N, C]: values in the target's scale (regression) or logits. Per residue
+        a list of [L_i, C]. `sequences` are cleaned."""
+        if self.per_residue:
+            return self._convolve(features, sequences)
+        x = ((self._inputs(features, sequences) - self._mean) * self._scale)[None]
+        for i, (weight, bias) in enumerate(self._layers):
+            x = torch.baddbmm(
+                bias, F.gelu(x).expand(len(weight), -1, -1) if i else x.expand(len(weight), -1, -1), weight
+            )
+        out = x.mean(0)
+        if self.task == "regression":
+            out = out * self.tensors["target.scale"] + self.tensors["target.offset"]
+        return out.numpy()
+
+    def _convolve(self, features: Sequence[np.ndarray], sequences: Sequence[str]) -> list[np.ndarray]:
+        """All proteins in one row with gaps as wide as the reach, so that none sees another."""
+        if not len(features):
+            return []
+        reach = sum((w.shape[2] - 1) // 2 for w, _ in self._layers)
+        rows, spans, at = [], [], 0
+        for feature, sequence in zip(features, sequences):
+            x = residue_inputs(feature, sequence)
+            rows += [
+                (x - self._mean.numpy()) * self._scale.numpy(),
+                np.zeros((reach, x.shape[1]), np.float32),
+            ]
+            spans.append((at, at + len(x)))
+            at += len(x) + reach
+        x_FT = torch.from_numpy(np.concatenate(rows, dtype=np.float32)).T[None]
+        inside = torch.zeros(1, 1, at)
+        for start, end in spans:
+            inside[..., start:end] = 1.0
+        for i, (weight, bias) in enumerate(self._layers):
+            x_FT = (
+                F.conv1d(F.gelu(x_FT) if i else x_FT, weight, bias, padding=(weight.shape[2] - 1) // 2)
+                * inside
+            )
+        out = x_FT[0].T.contiguous().numpy()
+        return [out[start:end] for start, end in spans]
+
+    def probabilities(self, raw: np.ndarray) -> np.ndarray:
+        """Calibrated probabilities [.., C] of raw outputs: two columns for binary, one a label for multilabel."""
+        raw = raw.astype(np.float64)
+        if self.task in ("binary", "multilabel"):
+            platt = np.array(self.calibration["platt"])
+            p = sigmoid(raw * platt[:, 0] + platt[:, 1])
+            return np.column_stack([1 - p[:, 0], p[:, 0]]) if self.task == "binary" else p
+        return softmax(raw * self.calibration["temperature"])
+
+    # -------------------------------------------------------------- predictions
+
+    def route(self, name: str) -> str | None:
+        """The pass that this head, loaded as `name`, reads: its own, or the bare trunk's (None)."""
+        return name if self.adapter is not None or self.trunk is not None else None
+
+    def pooled(self, features: Any) -> np.ndarray:
+        """float32 [N, D] that the out-of-domain score and the nearest training examples are taken from."""
+        if self.per_residue:
+            return (
+                np.stack([flat_residues(f).mean(0) for f in features]) if len(features) else np.zeros((0, 1))
+            )
+        return np.asarray(features, np.float32).reshape(len(features), -1)
+
+    def predict(
+        self, features: Any, sequences: Sequence[str], *, nearest: Sequence[int] = ()
+    ) -> list[dict[str, Any]]:
+        """One prediction a sequence. `features` float32 [N, D] as `embed_ask` asks (a list of [L_i, D] per
+        residue). `nearest`: how many training examples to name, for each sequence; none for 0. Raises
+        `SequenceError` for a sequence that this head cannot judge (see `bioseq.heads.features`)."""
+        if not len(sequences):
+            return []
+        texts = [clean(s) for s in sequences]
+        if self.per_residue:  # a truncated protein has fewer features than letters
+            texts = [t[: flat_residues(f).shape[0]] for t, f in zip(texts, features)]
+        raw = self.raw(features, texts)
+        pooled = self.pooled(features)
+        ood = self.domain.score(pooled, texts)
+        shared = [
+            {"ood": o, "ood_percentile": p, "head": self.name, "version": self.version}
+            for o, p in zip(ood.tolist(), self.domain.percentile(ood).tolist())
+        ]
+        rows = [{"task": self.task, **own, **rest} for own, rest in zip(self._values(raw), shared)]
+        asked = np.flatnonzero(nearest)
+        if len(asked):
+            found = self.domain.nearest(pooled[asked], max(nearest))
+            for i, near in zip(asked.tolist(), found):
+                rows[i]["nearest"] = [{"id": name, "similarity": s} for name, s in near[: nearest[i]]]
+        return rows
+
+    def _values(self, raw: Any) -> list[dict[str, Any]]:
+        names = self.classes
+        if self.task == "regression":
+            radius = self.calibration["radius"]
+            rows = raw.astype(np.float64).tolist()
+            if len(self.targets) == 1:
+                return [
+                    {"value": r[0], "interval": [r[0] - radius[0], r[0] + radius[0]], "probabilities": None}
+                    for r in rows
+                ]
+            return [
+                {
+                    "value": dict(zip(self.targets, r)),
+                    "interval": {t: [v - q, v + q] for t, v, q in zip(self.targets, r, radius)},
+                    "probabilities": None,
+                }
+                for r in rows
+            ]
+        if self.task == "per_residue":
+            out = []
+            for one in raw:
+                p = self.probabilities(one)
+                value = "".join(names[c] for c in p.argmax(1).tolist())
+                out.append({"value": value, "interval": None, "probabilities": p.tolist(), "labels": names})
+            return out
+        p = self.probabilities(raw)
+        if self.task == "multilabel":
+            limits = self.calibration["thresholds"]
+            return [
+                {
+                    "value": [n for n, v, limit in zip(names, row, limits) if v >= limit],
+                    "interval": None,
+                    "probabilities": dict(zip(names, row)),
+                }
+                for row in p.tolist()
+            ]
+        if self.task == "binary":
+            called = (p[:, 1] >= self.calibration["thresholds"][0]).astype(int).tolist()
+        else:
+            called = p.argmax(1).tolist()
+        return [
+            {"value": names[c], "interval": None, "probabilities": dict(zip(names, row))}
+            for c, row in zip(called, p.tolist())
+        ]
+
+
+def flat_residues(features: np.ndarray) -> np.ndarray:
+    """[L, D] of [L, D] or [layers, L, D]."""
+    return features if features.ndim == 2 else np.concatenate(list(features), axis=1)
+
+
+def residue_inputs(features: np.ndarray, sequence: str) -> np.ndarray:
+    """Per-residue inputs of a head: embedding and letter, float32 [L, D + 21]."""
+    letters = np.eye(21, dtype=np.float32)[blocks.codes(sequence)]
+    return np.concatenate([flat_residues(features), letters], axis=1, dtype=np.float32)
+
+
+def check_base(head: Head, *, backbone_hash: str, backbone_name: str) -> None:
+    """Raise `BundleError` if a head was made for another backbone."""
+    if head.base_hash != backbone_hash:
+        raise BundleError(
+            f"head {head.name} was made for the backbone {(head.base_hash or 'none')[:19]}, "
+            f"not for {backbone_name} ({backbone_hash[:19]}).",
+            hint="Train the head again on this backbone, or load the backbone it was made for.",
+        )

@@ -1,0 +1,165 @@
+"""How far a protein lies from what a head was trained on, and which training proteins lie nearest.
+
+Score, >= 0, higher is further:  ood = sqrt(d^2 + u^2)
+
+- d: Mahalanobis distance of the pooled embedding, divided by the square root of the kept dimensions, in a
+  whitened space of at most 64 principal directions with shrunken variances (Lee et al. 2018, arXiv
+  1807.03888). About 1 on training proteins.
+- u (heads for any protein): how little the order of residues looks like a protein's. A linear log-density
+  ratio between training proteins and their own shuffled residues (noise-contrastive estimation, Gutmann &
+  Hyvarinen 2012), over dipeptides, gapped pairs and the composition of the ends; u is how many interquartile
+  ranges of the training proteins it lies below their median, 0 above it. Composition alone cannot change it
+  much, since the shuffled ones have the same.
+
+`ood_percentile` is the score's place among training proteins that were not used to fit it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from bioseq.heads import features as blocks
+from bioseq.heads.calibration import percentile_grid, percentile_of, whiten
+from bioseq.heads.features import Context
+
+ORDER = ("composition", "dipeptide", "gapped", "terminal")
+MOST_ORDER = 4000  # training proteins that the order term is fitted on
+
+
+def _order_features(sequences: Sequence[str]) -> np.ndarray:
+    return np.column_stack([blocks.compute(b, sequences, Context()) for b in ORDER])
+
+
+@dataclass
+class Domain:
+    """`mean` [D], `project` [D, K]; `order` None or (mean, scale, weight) float32 [F] each; `order_at` (median,
+    interquartile range) of the log ratio on training proteins; `grid` float32 [101]; `points` float16 [R, K]
+    whitened training embeddings of `ids`."""
+
+    mean: np.ndarray
+    project: np.ndarray
+    grid: np.ndarray
+    order: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+    order_at: tuple[float, float] = (0.0, 1.0)
+    points: np.ndarray | None = None
+    ids: list[str] = field(default_factory=list)
+
+    def place(self, pooled: np.ndarray) -> np.ndarray:
+        """Whitened embedding, float32 [N, K]."""
+        return (pooled - self.mean) @ self.project
+
+    def score(self, pooled: np.ndarray, sequences: Sequence[str]) -> np.ndarray:
+        """float64 [N] of pooled embeddings [N, D] and cleaned sequences."""
+        z = self.place(pooled)
+        squared = (z.astype(np.float64) ** 2).mean(1)
+        if self.order is not None:
+            mean, scale, weight = self.order
+            ratio = ((_order_features(sequences) - mean) * scale) @ weight
+            squared = squared + np.maximum(0.0, (self.order_at[0] - ratio) / self.order_at[1]) ** 2
+        return np.sqrt(squared)
+
+    def percentile(self, score: np.ndarray) -> np.ndarray:
+        return percentile_of(score, self.grid)
+
+    def nearest(self, pooled: np.ndarray, k: int) -> list[list[tuple[str, float]]]:
+        """The k training examples of highest cosine in whitened space: (id, similarity), best first."""
+        if self.points is None or not len(self.points):
+            return [[] for _ in pooled]
+        z = self.place(pooled)
+        points = self.points.astype(np.float32)
+        z = z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
+        points = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
+        cosine = z @ points.T
+        order = np.argsort(-cosine, axis=1, kind="stable")[:, :k]
+        return [[(self.ids[j], float(row[j])) for j in best] for row, best in zip(cosine, order)]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        out = {"ood.mean": self.mean, "ood.project": self.project, "ood.grid": self.grid}
+        if self.order is not None:
+            out |= dict(zip(("ood.order.mean", "ood.order.scale", "ood.order.weight"), self.order))
+            out["ood.order.at"] = np.array(self.order_at, np.float64)
+        if self.points is not None:
+            out["neighbours.points"] = self.points
+        return {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in out.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, torch.Tensor], ids: list[str]) -> Domain:
+        get = {name: t.numpy() for name, t in tensors.items()}
+        order, at = None, (0.0, 1.0)
+        if "ood.order.weight" in get:
+            order = (get["ood.order.mean"], get["ood.order.scale"], get["ood.order.weight"])
+            at = (float(get["ood.order.at"][0]), float(get["ood.order.at"][1]))
+        return cls(
+            get["ood.mean"], get["ood.project"], get["ood.grid"], order, at, get.get("neighbours.points"), ids
+        )
+
+
+def shuffled(sequences: Sequence[str], seed: int = 0) -> list[str]:
+    """The same residues of each sequence in random order."""
+    rng = np.random.default_rng(seed)
+    return ["".join(np.array(list(s))[rng.permutation(len(s))]) for s in sequences]
+
+
+def fit_domain(
+    pooled: np.ndarray,
+    sequences: Sequence[str],
+    ids: Sequence[str],
+    *,
+    order_term: bool = True,
+    neighbours: int = 2000,
+    seed: int = 0,
+) -> Domain:
+    """Fit on training proteins: pooled embeddings [N, D] and cleaned sequences. `order_term` is for heads of any
+    protein, given 50 rows or more. The score's percentiles come from training rows left out of its fit."""
+    rng = np.random.default_rng(seed)
+    rows = rng.permutation(len(pooled))
+    cut = max(int(0.7 * len(pooled)), 2)
+    fit, held = rows[:cut], rows[cut:] if len(pooled) - cut >= 5 else rows
+    mean, project = whiten(pooled[fit])
+    order, at = None, (0.0, 1.0)
+    if order_term and len(pooled) >= 50:
+        own = [sequences[i] for i in fit[:MOST_ORDER]]
+        repeats = max(1, min(4, MOST_ORDER // len(own)))
+        noise = [s for r in range(repeats) for s in shuffled(own, seed + 1 + r)]
+        x = np.vstack([_order_features(own), _order_features(noise)])
+        centre, spread = x.mean(0), x.std(0) + 1e-6
+        scale = (4.0 / spread / np.sqrt(x.shape[1])).astype(np.float32)
+        y = np.concatenate([np.ones(len(own)), np.zeros(len(noise))])
+        weight = _ratio((x - centre) * scale, y, np.where(y == 1, 0.5 / len(own), 0.5 / len(noise)))
+        order = (centre.astype(np.float32), scale, weight.astype(np.float32))
+        ratios = ((_order_features([sequences[i] for i in held]) - order[0]) * order[1]) @ order[2]
+        low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+        at = (float(middle), float(max(high - low, 1e-6)))
+    kept = np.sort(rows[:neighbours])
+    domain = Domain(mean, project, np.zeros(101, np.float32), order, at)
+    if neighbours:
+        domain.points = domain.place(pooled[kept]).astype(np.float16)
+        domain.ids = [ids[i] for i in kept]
+    domain.grid = percentile_grid(domain.score(pooled[held], [sequences[i] for i in held]))
+    return domain
+
+
+def _ratio(x: np.ndarray, y: np.ndarray, weight: np.ndarray, l2: float = 2e-3) -> np.ndarray:
+    """Weights of a logistic regression without intercept reported (it cancels in u)."""
+    design, truth, rows = (
+        torch.from_numpy(x).float(),
+        torch.from_numpy(y).float(),
+        torch.from_numpy(weight).float(),
+    )
+    w = torch.zeros(x.shape[1], requires_grad=True)
+    b = torch.zeros(1, requires_grad=True)
+    optimiser = torch.optim.LBFGS([w, b], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        each = torch.nn.functional.binary_cross_entropy_with_logits(design @ w + b, truth, reduction="none")
+        loss = (each * rows).sum() + l2 * (w * w).sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    return w.detach().numpy()

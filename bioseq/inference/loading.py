@@ -1,0 +1,72 @@
+"""From a name to a `Predictor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bioseq.errors import BundleError
+
+if TYPE_CHECKING:
+    from bioseq.bundles.registry import Registry
+    from bioseq.inference.predictor import Predictor
+
+
+def load(
+    name_or_path: str | Path = "default",
+    *,
+    dtype: str = "float32",
+    device: str = "auto",
+    threads: int | None = None,
+    budget: int | None = None,
+    registry: Registry | None = None,
+) -> Predictor:
+    """A predictor for a registry name (`default`, `NAME`, `NAME@V`), a backbone bundle's directory, or a
+    directory in the Hugging Face ESM-2 layout.
+
+    `dtype` is the arithmetic: float32 or bfloat16. `device` is auto, cpu, cuda or cuda:N; `threads` fixes
+    torch's thread count; `budget` is tokens a batch. Raises `NotFoundError`, `BundleError`,
+    `CheckpointError`.
+    """
+    from bioseq.inference.predictor import Predictor
+    from bioseq.sequences.alphabet import by_name
+
+    path = Path(name_or_path)
+    is_path = isinstance(name_or_path, Path) or "/" in str(name_or_path) or path.is_dir()
+    if is_path and (path / "config.json").is_file() and not (path / "manifest.json").is_file():
+        from bioseq.backbones.esm2.checkpoint import load_checkpoint
+
+        checkpoint = load_checkpoint(path)
+        return Predictor(
+            checkpoint.encoder,
+            name=path.name,
+            content_hash=checkpoint.hash,
+            alphabet=by_name(checkpoint.alphabet),
+            dtype=dtype,
+            device=device,
+            threads=threads,
+            budget=budget,
+            registry=registry,
+        )
+    from bioseq.bundles.bundle import load_backbone, open_bundle
+    from bioseq.bundles.registry import Registry
+
+    registry = registry or Registry()
+    bundle = open_bundle(path) if is_path else registry.resolve(str(name_or_path), kind="backbone")
+    if bundle.manifest.kind != "backbone":
+        raise BundleError(
+            f"{name_or_path} is a head, not a backbone.",
+            hint=f"Load its backbone and call predict(..., heads=[{str(name_or_path)!r}]).",
+        )
+    return Predictor(
+        load_backbone(bundle),
+        name=bundle.manifest.name,
+        version=bundle.manifest.version,
+        content_hash=bundle.manifest.content_hash,
+        alphabet=by_name(bundle.manifest.alphabet),
+        dtype=dtype,
+        device=device,
+        threads=threads,
+        budget=budget,
+        registry=registry,
+    )

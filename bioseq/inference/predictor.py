@@ -1,0 +1,343 @@
+"""The only inference path: HTTP, the command line, screening and the Python API all end here.
+
+`prepare` turns a sequence into a `Work` without touching torch; `run` plans works by token budget, packs
+them, makes one forward pass a batch, and scatters the answers to input order. A result does not depend on a
+sequence's batch-mates: relative error <= 1e-5 in float32, <= 2e-2 in bfloat16.
+
+Legend: T tokens of a pack, L residues of a sequence, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from bioseq.backbones.packed.encoder import PackedEncoder
+from bioseq.backbones.packed.memory import keep_heap
+from bioseq.backbones.pooling import EmbedAsk
+from bioseq.errors import BioseqError, ResourceError, SequenceError, SequenceTooLongError, SpecError
+from bioseq.inference import batching
+from bioseq.inference.batching import SPECIAL_TOKENS, Window
+from bioseq.inference.lanes import in_order
+from bioseq.inference.query import Answer, Part, Segment, Work, merge
+from bioseq.inference.runner import Passes
+from bioseq.progress import Progress
+from bioseq.sequences.alphabet import Alphabet, protein
+
+if TYPE_CHECKING:
+    from bioseq.bundles.registry import Registry
+    from bioseq.heads.head import Head
+    from bioseq.sequences.fasta import Record
+
+LongSequences = Literal["error", "window", "truncate"]
+WINDOW_OVERLAP = 256
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+BUDGETS = {"cpu": 1024, "cuda": 65536}  # tokens a batch; on a CPU what fits its caches
+
+
+class Predictor:
+    """A backbone, its heads, and the way from sequences to numbers.
+
+    On a CPU, `threads` batches are computed at a time (default: all cores), each on one thread, so that the
+    bytes of a result do not depend on it. `budget` is the number of tokens a batch. Not thread-safe: one
+    engine, one predictor.
+    """
+
+    def __init__(
+        self,
+        encoder: PackedEncoder,
+        *,
+        name: str = "unnamed",
+        version: int | None = None,
+        content_hash: str = "",
+        alphabet: Alphabet | None = None,
+        dtype: str = "float32",
+        device: str = "auto",
+        threads: int | None = None,
+        budget: int | None = None,
+        registry: Registry | None = None,
+    ):
+        if dtype not in DTYPES:
+            raise SpecError(f"{dtype!r} is not one of {', '.join(DTYPES)}.", field="dtype")
+        if threads is not None and threads < 1:
+            raise SpecError(f"{threads} is below 1.", field="threads")
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self.device = torch.device(_device(device))
+        if self.device.type == "cpu":
+            keep_heap()
+        self.name, self.version, self.hash = name, version, content_hash
+        self.alphabet = alphabet or protein()
+        self.config = encoder.config
+        self.dtype = dtype
+        self.encoder = encoder.to(self.device, DTYPES[dtype]).eval().requires_grad_(False)
+        self.registry = registry
+        self.heads: dict[str, Head] = {}
+        self._passes = Passes(self.encoder, self.alphabet, self.heads, self.device)
+        self.max_residues = self.config.max_residues
+        self.budget = max(budget or BUDGETS.get(self.device.type, 2048), self.max_residues + SPECIAL_TOKENS)
+
+    # ------------------------------------------------------------------ heads
+
+    def load_head(self, name: str, head: Head | None = None) -> Head:
+        """Make a head answer under `name`: a registry name, `NAME@V`, or a bundle directory.
+
+        Raises `NotFoundError`, or `BundleError` for a head of another backbone.
+        """
+        from bioseq.bundles.registry import Registry
+        from bioseq.heads import head as heads_module
+
+        if head is None:
+            bundle = (self.registry or Registry()).resolve(name, kind="head")
+            head = heads_module.Head.load(bundle)
+        heads_module.check_base(head, backbone_hash=self.hash, backbone_name=self.name)
+        if head.adapter is not None:
+            from bioseq.backbones import lora as adapters
+
+            if name in self.heads:
+                adapters.detach(self.encoder, name)
+            adapters.attach(self.encoder, name, head.adapter)
+        if head.trunk is not None:
+            head.trunk.to(self.device, DTYPES[self.dtype]).eval()
+        self.heads[name] = head
+        return head
+
+    def unload_head(self, name: str) -> None:
+        head = self.heads.pop(name)
+        if head.adapter is not None:
+            from bioseq.backbones import lora as adapters
+
+            adapters.detach(self.encoder, name)
+
+    # ---------------------------------------------------------------- prepare
+
+    def prepare(
+        self,
+        sequence: str | Record,
+        *,
+        embed: EmbedAsk | None = None,
+        logits: str | np.ndarray | None = None,
+        heads: Sequence[str] = (),
+        nearest: int = 0,
+        long_sequences: LongSequences = "error",
+        index: int | None = None,
+        gaps: bool = False,
+    ) -> Work:
+        """Check and encode one sequence. Cheap, no torch. Raises subclasses of `SequenceError` that name the
+        record and position, and `NotFoundError` for an unknown head."""
+        if nearest < 0:
+            raise SpecError(f"{nearest} is below 0.", field="nearest")
+        text = sequence if isinstance(sequence, str) else sequence.sequence
+        record = None if isinstance(sequence, str) else sequence.id
+        source = None if isinstance(sequence, str) else sequence.source
+        try:
+            encoded = self.alphabet.encode(text, gaps=gaps, masks="<mask>" in text)
+            ids, notes = encoded.ids, list(encoded.notes)
+            overlap = 0
+            cover = [Window(0, len(ids))]
+            if len(ids) > self.max_residues:
+                if long_sequences == "truncate":
+                    notes.append(f"truncated from {len(ids)} to {self.max_residues} residues")
+                    ids = ids[: self.max_residues]
+                    cover = [Window(0, len(ids))]
+                elif long_sequences == "window":
+                    overlap = min(WINDOW_OVERLAP, self.max_residues // 4)
+                    cover = batching.windows(len(ids), self.max_residues, overlap)
+                    notes.append(
+                        f"{len(ids)} residues in {len(cover)} windows of {self.max_residues} "
+                        f"overlapping by at least {overlap}"
+                    )
+                elif long_sequences == "error":
+                    raise SequenceTooLongError(
+                        f"{len(ids)} residues; the limit is {self.max_residues}.",
+                        hint="Cut it, or choose long sequences 'window' or 'truncate'.",
+                    )
+                else:
+                    raise SpecError(
+                        f"{long_sequences!r} is not one of error, window, truncate.", field="long_sequences"
+                    )
+        except SequenceError as error:
+            raise error.at(index=index, record=record, source=source) from None
+        for layer in embed.layers if embed else ():
+            if not -self.config.n_layers - 1 <= layer <= self.config.n_layers:
+                raise SpecError(
+                    f"layer {layer} is not there; this model has 0 to {self.config.n_layers}.", field="layers"
+                )
+        routes: list[str | None] = [None] if embed is not None or logits is not None else []
+        for name in heads:
+            if name not in self.heads:
+                self.load_head(name)
+            route = self.heads[name].route(name)
+            if route not in routes:
+                routes.append(route)
+        return Work(
+            ids=ids,
+            sequence=text,
+            embed=embed,
+            logits_at=logits,
+            heads=tuple(heads),
+            nearest=nearest,
+            notes=tuple(notes),
+            cover=cover,
+            overlap=overlap,
+            routes=tuple(routes) or (None,),
+        )
+
+    # -------------------------------------------------------------------- run
+
+    def run(self, works: Sequence[Work], *, progress: Progress | None = None) -> list[Answer]:
+        """Answers in the order of `works`. One forward pass a batch of `budget` tokens."""
+        answers = [Answer(notes=w.notes) for w in works]
+        features: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
+        waiting: dict[tuple[int, str | None], dict[int, Part]] = defaultdict(dict)
+        for part in in_order(self._batches(works), self.threads if self.device.type == "cpu" else None):
+            segment, work = part.segment, works[part.segment.work]
+            key = (segment.work, segment.route)
+            if len(work.cover) > 1:
+                waiting[key][segment.window] = part
+                if len(waiting[key]) < len(work.cover):
+                    continue
+                parts = waiting.pop(key)
+                hidden, logits = merge([parts[w] for w in range(len(work.cover))], work)
+                part = self._passes.reduced(work, segment, hidden, logits)
+            answer = answers[segment.work]
+            if part.embedding is not None:
+                answer.embedding = part.embedding
+            if part.logits is not None:
+                answer.logits = part.logits.cpu().numpy()
+            for name, values in part.features.items():
+                features[name][segment.work] = values
+            if progress is not None and segment.route == work.routes[-1]:
+                progress.add(1)
+        self._predictions(works, answers, features)
+        return answers
+
+    def _batches(self, works: Sequence[Work]) -> Iterator[Callable[[], list[Part]]]:
+        """One forward pass each. What goes together depends on the works and the budget alone."""
+        by_trunk: dict[str | None, list[Segment]] = defaultdict(list)
+        for i, work in enumerate(works):
+            for route in work.routes:
+                trunk = route if route is not None and self.heads[route].trunk is not None else None
+                by_trunk[trunk].extend(Segment(i, route, w) for w in range(len(work.cover)))
+        for trunk, segments in by_trunk.items():
+            encoder = self.encoder if trunk is None else self.heads[trunk].trunk
+            assert encoder is not None
+            spans = [works[s.work].cover[s.window] for s in segments]
+            lengths = [w.end - w.start + SPECIAL_TOKENS for w in spans]
+            for group in batching.plan(lengths, self.budget):
+                yield partial(self._passes.run, encoder, works, [segments[g] for g in group])
+
+    def _predictions(
+        self, works: Sequence[Work], answers: list[Answer], features: dict[str, dict[int, np.ndarray]]
+    ) -> None:
+        for name, rows in features.items():
+            order = sorted(rows)
+            head = self.heads[name]
+            values: Any = [rows[i] for i in order]
+            predictions = head.predict(
+                values if head.per_residue else np.stack(values),
+                [works[i].sequence for i in order],
+                nearest=[works[i].nearest for i in order],
+            )
+            for i, prediction in zip(order, predictions, strict=True):
+                answers[i].predictions = (answers[i].predictions or {}) | {name: prediction}
+        for work, answer in zip(works, answers):
+            if len(work.heads) > 1 and answer.predictions:
+                answer.predictions = {name: answer.predictions[name] for name in work.heads}
+
+    # ------------------------------------------------------------- public API
+
+    def _works(self, seqs: Iterable[str | Record] | str, **ask: Any) -> list[Work]:
+        if isinstance(seqs, str):
+            raise SpecError("give a list of sequences, not one string.", field="seqs")
+        return [self.prepare(s, index=i, **ask) for i, s in enumerate(seqs)]
+
+    def _run(self, works: list[Work], label: str, progress: bool) -> list[Answer]:
+        with Progress(len(works), label, unit="sequences", enabled=progress) as bar:
+            return self.run(works, progress=bar)
+
+    def embed(
+        self,
+        seqs: Iterable[str | Record],
+        *,
+        pooling: str = "mean",
+        layers: Sequence[int] = (-1,),
+        per_residue: bool = False,
+        long_sequences: LongSequences = "error",
+        progress: bool = False,
+    ) -> Any:
+        """Embeddings in input order, float32, not normalised.
+
+        [N, D]; [N, layers, D] for several layers; with `per_residue` a list of [L_i, D] (or
+        [layers, L_i, D]). `pooling` is mean, max or cls.
+        """
+        ask = EmbedAsk(pooling, tuple(layers), per_residue)  # type: ignore[arg-type]
+        works = self._works(seqs, embed=ask, long_sequences=long_sequences)
+        rows = [a.embedding for a in self._run(works, "embedding", progress)]
+        if per_residue:
+            return rows
+        shape = (self.config.d_model,) if len(ask.layers) == 1 else (len(ask.layers), self.config.d_model)
+        return np.stack(rows) if rows else np.empty((0, *shape), dtype=np.float32)  # type: ignore[arg-type]
+
+    def logits(
+        self,
+        seqs: Iterable[str | Record],
+        *,
+        long_sequences: LongSequences = "error",
+        progress: bool = False,
+    ) -> list[np.ndarray]:
+        """LM logits of every residue, a list of float32 [L_i, V]; "<mask>" in a sequence is a mask token."""
+        if self.encoder.lm_head is None:
+            raise BioseqError(f"{self.name} has no language-model head: it can embed only.")
+        works = self._works(seqs, logits="all", long_sequences=long_sequences)
+        return [a.logits for a in self._run(works, "logits", progress)]  # type: ignore[misc]
+
+    def predict(
+        self,
+        seqs: Iterable[str | Record],
+        heads: Sequence[str],
+        *,
+        nearest: int = 0,
+        long_sequences: LongSequences = "error",
+        progress: bool = False,
+    ) -> list[dict[str, dict[str, Any]]]:
+        """One dict a sequence, keyed by head; each prediction in the documented form, with `nearest` the so
+        many nearest training examples of each."""
+        if isinstance(heads, str):
+            heads = [h for h in heads.split(",") if h]
+        works = self._works(seqs, heads=tuple(heads), nearest=nearest, long_sequences=long_sequences)
+        return [a.predictions or {} for a in self._run(works, "predicting", progress)]
+
+    def score(
+        self,
+        wild_type: str | Record,
+        mutants: Sequence[str],
+        *,
+        strategy: str = "masked-marginals",
+        **options: Any,
+    ) -> list[float]:
+        """Variant scores, higher is more likely; see `bioseq.inference.variants` for notation and formulas."""
+        from bioseq.inference import variants
+
+        return variants.score(self, wild_type, mutants, strategy=strategy, **options)
+
+    def scan(
+        self, sequence: str | Record, *, strategy: str = "masked-marginals", **options: Any
+    ) -> np.ndarray:
+        """Scores of all single substitutions, float32 [L, 20], letters in the order of `alphabet.standard`."""
+        from bioseq.inference import variants
+
+        return variants.scan(self, sequence, strategy=strategy, **options)
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ResourceError("no CUDA device is available.", hint="Use device 'cpu' or 'auto'.")
+    return name

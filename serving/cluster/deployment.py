@@ -1,0 +1,194 @@
+"""The Ray Serve deployments: an ingress that speaks HTTP and engine replicas that hold predictors.
+
+One engine replica a GPU, or a fraction of the CPUs on a laptop. The ingress keeps no state that another could
+not take over; Serve restarts either, and the ingress asks again what a dead engine left unanswered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from typing import Any
+
+from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+
+from serving.settings import Settings
+from serving.telemetry import logs
+
+APP = "bioseq"
+MAX_ONGOING = 10_000  # our own queue decides what is too much, by tokens and time
+
+
+def shut_inner_port() -> None:
+    """Serve opens a gRPC port in every replica, on all addresses, for a faster transport between deployments. It
+    unpickles whatever it is sent, and no token guards it: whoever reaches it runs code here. Our handles go Ray's
+    own, guarded way, so it stays shut; unless TLS asks for the cluster's certificates, or that transport was chosen.
+    """
+    from ray.serve._private import replica
+
+    chosen = os.environ.get("RAY_SERVE_USE_GRPC_BY_DEFAULT") == "1"
+    if not chosen and os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
+        replica.add_port_to_grpc_server = lambda server, address: 0
+
+
+class EngineReplica:
+    """A `Host` in a process of its own."""
+
+    async def __init__(self, settings: dict[str, Any]):  # type: ignore[misc]
+        from bioseq.bundles.registry import Registry
+        from serving.engine.catalogue import Catalogue
+        from serving.engine.host import Host
+        from serving.telemetry.metrics import EngineMetrics
+
+        shut_inner_port()
+        self.settings = Settings.from_dict(settings)
+        logs.to_file(self.settings.log_file)
+        self.metrics = EngineMetrics()
+        registry = Registry(self.settings.registry)
+        self.host = Host(self.settings, Catalogue(registry, self.settings.model), observer=self.metrics)
+        await self.host.start()
+        self._task = asyncio.create_task(self._beat())
+
+    async def answer(self, ask: Any) -> Any:
+        return await self.host.answer(ask)
+
+    async def status(self) -> dict[str, Any]:
+        self.host.engine.check()
+        return self.host.status()
+
+    async def check_health(self) -> None:
+        """Raises when the engine's thread is dead or hangs; Serve then replaces this replica."""
+        self.host.engine.check()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        return {"queued_tokens": float(self.host.engine.status()["queued_tokens"])}
+
+    async def _beat(self) -> None:
+        """Follow the registry, so that a new default is loaded before it is asked for; report metrics."""
+        from serving.cluster.board import open_board
+
+        board = await asyncio.to_thread(open_board)
+        process = f"engine-{serve.get_replica_context().replica_id.unique_id}"
+        while True:
+            await asyncio.sleep(self.settings.poll_s)
+            try:
+                if await asyncio.to_thread(self.host.catalogue.refresh):
+                    await self.host.warm()
+                text = self.metrics.text(self.host.engine.status()["queued_tokens"])
+                await board.push.remote(process, text)
+            except Exception as error:
+                logs.trouble("engine beat", error)
+
+    async def __del__(self) -> None:
+        self._task.cancel()
+        self.host.engine.stop()
+
+
+class Ingress:
+    """FastAPI in front of the engines."""
+
+    def __init__(self, settings: dict[str, Any], engines: Any):
+        shut_inner_port()
+        self.settings = Settings.from_dict({**settings, "behind_serve": True})
+        self.engines = engines
+
+    def __serve_build_asgi_app__(self) -> Any:
+        from bioseq.bundles.registry import Registry
+        from serving.cluster.board import RemoteBoard, open_board
+        from serving.database.base import Database
+        from serving.engine.catalogue import Catalogue
+        from serving.engine.link import HandleLink
+        from serving.http.app import create_app, make_service
+
+        logs.to_file(self.settings.log_file)
+        catalogue = Catalogue(Registry(self.settings.registry), self.settings.model)
+        catalogue.refresh()
+        process = f"ingress-{serve.get_replica_context().replica_id.unique_id}"
+        board = RemoteBoard(open_board(), process)
+        service = make_service(
+            self.settings,
+            HandleLink(self.engines, recovery_s=self.settings.recovery_s),
+            catalogue,
+            Database(self.settings.database),
+            board=board,
+        )
+        outer = create_app(service)
+        self._task = asyncio.get_running_loop().create_task(_report(outer, board))
+        return outer
+
+
+async def _report(outer: Any, board: Any) -> None:
+    """Tell the board how things stand, and hear whether the service is stopping."""
+    while True:
+        await asyncio.sleep(0.5)
+        try:
+            outer.draining = await board.actor.push.remote(
+                board.process, outer.metrics.text(), outer.in_flight
+            )
+        except Exception as error:
+            logs.trouble("ingress report", error)
+
+
+def by_queued_tokens(context: Any, target: float = 32_768.0) -> tuple[int, dict[str, Any]]:
+    """Autoscaling policy: so many replicas that each has `target` tokens waiting."""
+    metrics = (context.aggregated_metrics or {}).get("queued_tokens", {})
+    wanted = math.ceil(sum(metrics.values()) / target)
+    if context.total_num_requests > 0:
+        wanted = max(wanted, 1)
+    low, high = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
+    return max(low, min(high, wanted)), {}
+
+
+class TokensPolicy:
+    """`by_queued_tokens` with its target, as Serve makes policies from config files."""
+
+    def __init__(self, target: float = 32_768.0):
+        self.target = target
+
+    def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
+        return by_queued_tokens(context, self.target)
+
+
+def build(settings: Settings) -> Any:
+    """The application, for `serve.run` or a Serve config file. Brings the database to its newest migration."""
+    from serving.database.base import Database
+
+    database = Database(settings.database)
+    database.upgrade()
+    database.dispose()
+    plain = settings.to_dict()
+    scale: dict[str, Any] = {"num_replicas": settings.engine_replicas}
+    if settings.max_engine_replicas > settings.engine_replicas:
+        scale = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=settings.min_engine_replicas,
+                initial_replicas=settings.engine_replicas,
+                max_replicas=max(settings.max_engine_replicas, settings.engine_replicas),
+                policy=AutoscalingPolicy(
+                    policy_function="serving.cluster.deployment:TokensPolicy",
+                    policy_kwargs={"target": settings.target_queued_tokens},
+                ),
+            )
+        }
+    engine = serve.deployment(
+        name="engine",
+        max_ongoing_requests=MAX_ONGOING,
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+        graceful_shutdown_timeout_s=settings.drain_s,
+        graceful_shutdown_wait_loop_s=0.5,
+        ray_actor_options={"num_cpus": settings.engine_cpus, "num_gpus": settings.engine_gpus},
+        **scale,
+    )(EngineReplica)
+    ingress = serve.deployment(
+        name="api",
+        num_replicas=settings.ingress_replicas,
+        max_ongoing_requests=MAX_ONGOING,
+        health_check_period_s=5,
+        graceful_shutdown_timeout_s=settings.drain_s,
+        graceful_shutdown_wait_loop_s=0.5,
+        ray_actor_options={"num_cpus": 0},
+    )(serve.ingress()(Ingress))
+    return ingress.bind(plain, engine.bind(plain))

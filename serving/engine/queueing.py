@@ -1,0 +1,109 @@
+"""What the batcher is made of: its errors, the protocols of works and runners, tickets and queue items."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from bioseq.errors import ServiceError
+
+
+class Overloaded(ServiceError):
+    """The queue is full, or the wait would pass the limit. `retry_after` says when to come again."""
+
+    def __init__(self, message: str, retry_after: float):
+        super().__init__(
+            message,
+            status=429,
+            code="overloaded",
+            retry_after=retry_after,
+            hint=f"Try again in {retry_after:.0f} s.",
+        )
+
+
+class EngineDead(ServiceError):
+    def __init__(self, message: str = "the engine is not running."):
+        super().__init__(
+            message, status=503, code="engine.unavailable", retry_after=5, hint="Try again later."
+        )
+
+
+class Runnable(Protocol):
+    """One sequence's prepared ask."""
+
+    @property
+    def tokens(self) -> int: ...
+
+
+class Runner(Protocol):
+    """What turns works into answers, in order: a `bioseq.inference.predictor.Predictor`."""
+
+    budget: int
+
+    def run(self, works: Sequence[Any]) -> list[Any]: ...
+
+
+class Observer(Protocol):
+    """Told about every batch; the metrics."""
+
+    def batch(self, runner: Any, items: int, tokens: int, budget: int, seconds: float) -> None: ...
+    def waited(self, seconds: float) -> None: ...
+    def refused(self) -> None: ...
+    def dropped(self, items: int) -> None: ...
+
+
+class Silent:
+    """An observer that keeps nothing."""
+
+    def batch(self, runner: Any, items: int, tokens: int, budget: int, seconds: float) -> None: ...
+    def waited(self, seconds: float) -> None: ...
+    def refused(self) -> None: ...
+    def dropped(self, items: int) -> None: ...
+
+
+@dataclass(eq=False)
+class Ticket:
+    """One call of `submit`. `first_tokens` are due on arrival, the others one after another, `spread` seconds a
+    token. `patience`: seconds that it may wait for its first batch."""
+
+    arrived: float
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future
+    total_tokens: int
+    first_tokens: int
+    spread: float
+    patience: float
+    admitted: bool
+    outcomes: list[Any]
+    left: int
+    done_tokens: int = 0
+    begun: bool = False
+    cancelled: bool = False
+
+    def due_tokens(self, now: float) -> float:
+        """Tokens that are due by `now` and not done."""
+        if self.spread <= 0:
+            return self.total_tokens - self.done_tokens
+        due = min(self.total_tokens, (now - self.arrived) / self.spread + self.first_tokens)
+        return max(0.0, due - self.done_tokens)
+
+    def settle(self) -> None:
+        if not self.future.done():
+            self.future.set_result(self.outcomes)
+
+    def refuse(self, error: Exception) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+@dataclass(order=True, slots=True)
+class Item:
+    due: float
+    number: int
+    ticket: Ticket = field(compare=False)
+    place: int = field(compare=False)
+    work: Any = field(compare=False)
+    tokens: int = field(compare=False)
+    runner: Any = field(compare=False)

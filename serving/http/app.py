@@ -1,0 +1,214 @@
+"""The application: routes, dependencies and the outer layer put together.
+
+`create_app` makes the ASGI application around any `Link`; `in_process` one with its engine inside, for tests
+and for embedding; `build` is the Serve application builder that config files and `bioseq serve` name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse
+
+from bioseq import __version__
+from bioseq.errors import BioseqError
+from serving.database.base import Database
+from serving.database.keys import Keys
+from serving.engine.catalogue import Catalogue
+from serving.engine.link import Link, LocalLink
+from serving.http import problems
+from serving.http.auth import Guard
+from serving.http.guard import Outer
+from serving.http.routes.body import Route
+from serving.http.schemas import common
+from serving.http.schemas.models import RegisterRequest
+from serving.http.service import Service
+from serving.settings import Settings
+from serving.telemetry import logs
+from serving.telemetry.metrics import EngineMetrics, IngressMetrics
+
+# Modules with a `router`; and, if they have one, `attach(service)`, an async context manager that runs while
+# the application does (background work, what they keep in `service.extras`).
+ROOMS = (
+    "serving.http.routes.embed",
+    "serving.http.routes.predict",
+    "serving.http.routes.variants",
+    "serving.http.routes.models",
+    "serving.http.routes.estimate",
+    "serving.http.routes.health",
+)
+OPTIONAL_ROOMS = ("serving.http.routes.jobs",)
+_DESCRIPTION = """Protein language models: embeddings, property predictions and variant scores.
+
+Errors are problem documents (RFC 9457) with a stable dotted `code`; `/v1/embeddings` answers errors in
+OpenAI's shape. Sequences never appear in errors, logs or metrics."""
+
+
+def _rooms() -> list[Any]:
+    found = [import_module(name) for name in ROOMS]
+    for name in OPTIONAL_ROOMS:
+        with contextlib.suppress(ModuleNotFoundError):
+            found.append(import_module(name))
+    return found
+
+
+def create_app(service: Service, *, rooms: list[Any] | None = None) -> Outer:
+    """The ASGI application of a service."""
+    rooms = _rooms() if rooms is None else rooms
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            for room in rooms:
+                if hasattr(room, "attach"):
+                    await stack.enter_async_context(room.attach(service))
+            task = asyncio.create_task(_background(service))
+            try:
+                yield
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                await asyncio.to_thread(service.tracing.stop)
+                with contextlib.suppress(BioseqError):
+                    await asyncio.to_thread(service.guard.flush)
+
+    app = FastAPI(
+        title="bioseq",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service = service
+    for kind, handler in (
+        (problems.Problem, problems.on_problem),
+        (BioseqError, problems.on_bioseq_error),
+        (RequestValidationError, problems.on_validation),
+        (HTTPException, problems.on_http),
+        (Exception, problems.on_unforeseen),
+    ):
+        app.add_exception_handler(kind, handler)
+    for room in rooms:
+        app.include_router(room.router)
+    app.include_router(_docs())
+    _complete_openapi(app)
+    if service.settings.traces:
+        service.tracing.start(app)
+    return Outer(app, service.settings, service.metrics)
+
+
+async def _background(service: Service) -> None:
+    """See changes of the registry, write down usage."""
+    beat = 0
+    while True:
+        await asyncio.sleep(service.settings.poll_s)
+        beat += 1
+        try:
+            await service.refresh()
+            if beat % 5 == 0:
+                await asyncio.to_thread(service.guard.flush)
+        except Exception as error:
+            logs.trouble("background", error)
+
+
+def _docs() -> APIRouter:
+    """A page of our own: nothing is fetched from elsewhere."""
+    router = APIRouter(route_class=Route)
+    page = (Path(__file__).parent / "docs_page.html").read_text("utf-8")
+
+    @router.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(page)
+
+    return router
+
+
+def _complete_openapi(app: FastAPI) -> None:
+    """Schemas that are named by reference only, and 422 as the problem document that it is."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = plain()
+            schemas = schema["components"]["schemas"]
+            for model in (common.Problem, common.OpenAIError, RegisterRequest):
+                made = model.model_json_schema(ref_template="#/components/schemas/{model}")
+                schemas.update(made.pop("$defs", {}))
+                schemas[model.__name__] = made
+            for name in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(name, None)
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def make_service(
+    settings: Settings, link: Link, catalogue: Catalogue, database: Database, *, board: Any = None
+) -> Service:
+    return Service(
+        settings=settings,
+        link=link,
+        catalogue=catalogue,
+        database=database,
+        guard=Guard(Keys(database), settings),
+        metrics=IngressMetrics(),
+        board=board,
+    )
+
+
+class LocalBoard:
+    """Metrics of an engine in this process."""
+
+    def __init__(self, host: Any, metrics: EngineMetrics):
+        self.host, self.metrics = host, metrics
+
+    async def collect(self) -> dict[str, str]:
+        return {"engine": self.metrics.text(self.host.engine.status()["queued_tokens"])}
+
+
+@contextlib.asynccontextmanager
+async def in_process(
+    settings: Settings | None = None, *, registry: Any = None, load: Any = None
+) -> AsyncIterator[Outer]:
+    """The whole service in this process, without Ray: `async with in_process(Settings(...)) as app`, and send
+    requests through `httpx.ASGITransport(app)`. Its `service` is `app.service`."""
+    from bioseq.bundles.registry import Registry
+    from serving.engine.host import Host
+
+    settings = settings or Settings()
+    if settings.log_file:
+        logs.to_file(settings.log_file)
+    database = Database(settings.database)
+    await asyncio.to_thread(database.upgrade)
+    catalogue = Catalogue(registry or Registry(settings.registry), settings.model)
+    observer = EngineMetrics()
+    host = Host(settings, catalogue, load=load, observer=observer)
+    await host.start()
+    try:
+        service = make_service(
+            settings, LocalLink(host), catalogue, database, board=LocalBoard(host, observer)
+        )
+        outer = create_app(service)
+        async with outer.lifespan():
+            yield outer
+    finally:
+        host.engine.stop()
+        database.dispose()
+
+
+def build(args: dict[str, Any] | None = None) -> Any:
+    """The Ray Serve application, for `serve run serving.http.app:build key=value` and config files
+    (`import_path: serving.http.app:build`, `args:` are `Settings`)."""
+    from serving.cluster.deployment import build as build_deployment
+
+    return build_deployment(Settings.from_dict(dict(args or {})))

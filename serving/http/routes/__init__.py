@@ -1,0 +1,1 @@
+"""Routes, one file a resource. Each has a `router`; `serving.http.app` includes them."""

@@ -1,0 +1,55 @@
+"""Predictions of property heads."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.http.schemas.common import Answer, HeadName, LongSequences, ModelName, Sequences, Usage, Wire
+
+
+class PredictRequest(Wire):
+    """Several heads are computed in one pass. `localization@3` pins a version."""
+
+    sequences: Sequences
+    heads: Annotated[
+        list[HeadName],
+        Field(min_length=1, max_length=64, examples=[["localization"]], description="By name."),
+    ]
+    model: ModelName = "default"
+    nearest: Annotated[
+        int, Field(ge=0, le=100, description="Name so many nearest training examples beside each prediction.")
+    ] = 0
+    long_sequences: LongSequences = "error"
+
+
+class Prediction(BaseModel):
+    """`value`: a number (several targets: a map), a label, a list of labels, or a string of length L.
+    `interval`: [low, high] of a regression. `probabilities`: by label, or [L, C] in the order of `labels`.
+    `ood`: distance to the training set, higher is further; `ood_percentile` its place among theirs.
+    `nearest`, if asked for: ids of the nearest training examples and their cosine similarity."""
+
+    model_config = ConfigDict(extra="allow")
+
+    task: str
+    value: Any
+    interval: Any = None
+    probabilities: Any = None
+    ood: float | None = None
+    ood_percentile: float | None = None
+    head: str
+    version: int | None = None
+
+
+class PredictItem(Answer):
+    index: int
+    predictions: dict[str, Prediction] = Field(description="By the head's name as asked for.")
+    notes: list[str]
+
+
+class PredictResponse(Answer):
+    model: str
+    heads: dict[str, str] = Field(description="The exact version that answered for each name.")
+    data: list[PredictItem]
+    usage: Usage

@@ -1,0 +1,34 @@
+"""What the routes work with, hung on the application as `app.state.service`."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from serving.database.base import Database
+from serving.engine.catalogue import Catalogue
+from serving.engine.link import Link
+from serving.http.auth import Guard
+from serving.settings import Settings
+from serving.telemetry.metrics import IngressMetrics
+from serving.telemetry.tracing import Tracing
+
+
+@dataclass
+class Service:
+    settings: Settings
+    link: Link
+    catalogue: Catalogue
+    database: Database
+    guard: Guard
+    metrics: IngressMetrics
+    board: Any = None
+    tracing: Tracing = field(default_factory=Tracing)
+    extras: dict[str, Any] = field(default_factory=dict)  # what other rooms (jobs, files) keep here
+    refreshing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def refresh(self) -> None:
+        """See what is in the registry now."""
+        async with self.refreshing:
+            await asyncio.to_thread(self.catalogue.refresh)

@@ -1,0 +1,156 @@
+"""From a step number to the micro-batches of one worker: sample, share out, mask, pack.
+
+Everything here is a pure function of (spec, corpus, step, rank, world); masks depend on the place in the
+global batch, so not on the rank.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bioseq.errors import SpecError
+from bioseq.inference.batching import SPECIAL_TOKENS
+from bioseq.sequences.alphabet import Alphabet, by_name
+from bioseq.sequences.masking import Masking, mask
+from bioseq.specs.pretrain import PretrainSpec
+from training.corpus.corpus import Corpus
+from training.pretrain.sampler import MASK, Sampler, share, stream
+
+
+@dataclass
+class Micro:
+    """A packed micro-batch. `tokens` int64 [T] with masks in place; `cu_seqlens` int32 [N+1]; `places` int64
+    [K], where predictions are wanted; `targets` int64 [K], the true ids; K may be 0 (then the batch stands in
+    for the turn of a worker that has nothing left to do)."""
+
+    tokens: Tensor
+    cu_seqlens: Tensor
+    max_seqlen: int
+    places: Tensor
+    targets: Tensor
+
+    def to(self, device: torch.device) -> Micro:
+        if device.type == "cpu":
+            return self
+        moved = [
+            t.pin_memory().to(device, non_blocking=True)
+            for t in (self.tokens, self.cu_seqlens, self.places, self.targets)
+        ]
+        return Micro(moved[0], moved[1], self.max_seqlen, moved[2], moved[3])
+
+
+@dataclass
+class Step:
+    """One worker's part of a step. `records` are the corpus indices of the whole global batch."""
+
+    step: int
+    micros: list[Micro]
+    records: np.ndarray
+    tokens: int
+    mean_length: float
+
+
+class Batches:
+    def __init__(self, spec: PretrainSpec, corpus: Corpus):
+        self.spec, self.corpus = spec, corpus
+        self.alphabet: Alphabet = by_name(spec.alphabet)
+        self.how = Masking(spec.masking.rate, spec.masking.mask, spec.masking.random)
+        self.sampler = Sampler(
+            corpus,
+            seed=spec.seed,
+            tokens_per_step=spec.tokens_per_step,
+            crop=spec.crop,
+            order=spec.sampling,
+        )
+        longest = min(int(corpus.lengths.max()), spec.crop) + SPECIAL_TOKENS
+        if longest > spec.micro_tokens:
+            raise SpecError(
+                f"{spec.micro_tokens} tokens do not hold the longest sequence ({longest} tokens).",
+                field="micro_tokens",
+                hint="Raise it, or set a smaller crop.",
+            )
+
+    def step(self, step: int, rank: int = 0, world: int = 1) -> Step:
+        """The micro-batches of a worker at a step."""
+        items = self.sampler.batch(step)
+        sizes = items.tokens
+        micros = [
+            self._pack(step, items, group) for group in share(sizes, rank, world, self.spec.micro_tokens)
+        ]
+        return Step(step, micros, items.records, int(sizes.sum()), float((sizes**2).sum() / sizes.sum()))
+
+    def _pack(self, step: int, items: Any, group: np.ndarray) -> Micro:
+        a = self.alphabet
+        if len(group) == 0:
+            tokens = np.array([a.cls_id, a.eos_id], dtype=np.int64)
+            none = torch.zeros(0, dtype=torch.int64)
+            return Micro(torch.from_numpy(tokens), torch.tensor([0, 2], dtype=torch.int32), 2, none, none)
+        lengths = items.lengths[group]
+        cu = np.zeros(len(group) + 1, dtype=np.int32)
+        np.cumsum(lengths + SPECIAL_TOKENS, out=cu[1:])
+        tokens = np.empty(int(cu[-1]), dtype=np.int64)
+        tokens[cu[:-1]], tokens[cu[1:] - 1] = a.cls_id, a.eos_id
+        places, targets = [], []
+        letters = a.standard_ids
+        for n, place in enumerate(group.tolist()):
+            ids = self.corpus.residues(int(items.records[place]), int(items.starts[place]), int(lengths[n]))
+            generator = stream(self.spec.seed, MASK, step, place)
+            masked, chosen = mask(ids, generator, mask_id=a.mask_id, letters=letters, how=self.how)
+            begin = int(cu[n]) + 1
+            tokens[begin : begin + len(ids)] = masked
+            places.append(chosen + begin)
+            targets.append(ids[chosen])
+        return Micro(
+            torch.from_numpy(tokens),
+            torch.from_numpy(cu),
+            int(lengths.max()) + SPECIAL_TOKENS,
+            torch.from_numpy(np.concatenate(places)),
+            torch.from_numpy(np.concatenate(targets).astype(np.int64)),
+        )
+
+
+def ahead(make: Callable[[int], Step], first: int, end: int, *, depth: int) -> Iterator[Step]:
+    """`make(step)` for steps first to end - 1, up to `depth` of them prepared by a thread (0: no thread).
+    An error of `make` is raised where its step would have come."""
+    if depth == 0:
+        yield from map(make, range(first, end))
+        return
+    ready: queue.Queue[Step | BaseException] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(item: Step | BaseException) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for step in range(first, end):
+                if not put(make(step)):
+                    return
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        for _ in range(first, end):
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()

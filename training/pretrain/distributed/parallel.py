@@ -1,0 +1,172 @@
+"""The model as the loop trains it: loss in forward, wrapped for one process, DDP or FSDP2; and its state as
+plain, whole tensors, so that a checkpoint does not depend on how it was trained.
+
+Unverified here: FSDP2 and torch.compile on several GPUs (see docs/pretraining.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bioseq.backbones.packed.encoder import PackedEncoder
+from bioseq.errors import CheckpointError
+from bioseq.specs.pretrain import OptimiserSpec, PretrainSpec
+from training.pretrain.batches import Micro
+from training.pretrain.distributed.team import Team
+
+
+class MaskedLM(nn.Module):
+    """Sum of the cross-entropies at the masked places (nats). The LM head runs there only."""
+
+    def __init__(self, encoder: PackedEncoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(
+        self, tokens: Tensor, cu_seqlens: Tensor, max_seqlen: int, places: Tensor, targets: Tensor
+    ) -> Tensor:
+        hidden_TD = self.encoder(tokens, cu_seqlens, max_seqlen)
+        logits_KV = self.encoder.logits(hidden_TD[places])
+        # Without targets the sum is 0, but still a function of every parameter, as collectives need.
+        return F.cross_entropy(logits_KV.float(), targets, reduction="sum")
+
+
+class Trainee:
+    """A model under training and its optimiser."""
+
+    def __init__(self, encoder: PackedEncoder, spec: PretrainSpec, team: Team):
+        self.encoder, self.spec, self.team = encoder.to(team.device).train(), spec, team
+        encoder.checkpointing = spec.activation_checkpointing
+        self.half = spec.precision == "bfloat16"
+        self.names = dict(encoder.named_parameters())
+        if spec.compile:
+            for layer in encoder.layers:
+                layer.compile(dynamic=True)
+        self.model: nn.Module = MaskedLM(encoder)
+        if team.world > 1 and spec.workers.parallel == "fsdp":
+            self._shard()
+        elif team.world > 1:
+            ids = [team.device.index] if team.device.type == "cuda" else None
+            self.model = nn.parallel.DistributedDataParallel(self.model, device_ids=ids)
+        self.optimizer = adamw(self.encoder, spec.optimiser)
+
+    def _shard(self) -> None:
+        from torch.distributed.fsdp import fully_shard
+
+        for layer in self.encoder.layers:
+            fully_shard(layer)
+        # `logits` is called after `forward`: the root's own parameters (embedding, LM head) stay whole.
+        fully_shard(self.encoder, reshard_after_forward=False)
+        self.names = dict(self.encoder.named_parameters())
+
+    def loss(self, micro: Micro) -> Tensor:
+        micro = micro.to(self.team.device)
+        with torch.autocast(self.team.device.type, torch.bfloat16, enabled=self.half):
+            return self.model(micro.tokens, micro.cu_seqlens, micro.max_seqlen, micro.places, micro.targets)
+
+    def backward(self, micro: Micro, scale: float, *, last: bool) -> float:
+        """Add the gradient of `scale` times the loss; reduced over the workers at the `last` micro-batch.
+        Returns this worker's loss sum."""
+        with contextlib.ExitStack() as stack:
+            if not last and isinstance(self.model, nn.parallel.DistributedDataParallel):
+                stack.enter_context(self.model.no_sync())
+            elif self.team.world > 1 and self.spec.workers.parallel == "fsdp":
+                self.encoder.set_requires_gradient_sync(last)  # type: ignore[operator]
+            loss = self.loss(micro)
+            # DDP and FSDP2 average over workers; the loss is a sum divided by a global count.
+            (loss * (scale * self.team.world)).backward()
+        return float(loss.detach())
+
+    def step(self, lr: float) -> float:
+        """Clip, update, clear. Returns the gradient's norm before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        norm = torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), self.spec.optimiser.clip)
+        value = float(_whole(norm))
+        if value == value and value != float("inf"):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return value
+
+    def model_tensors(self) -> dict[str, Tensor]:
+        """Whole float32 weights on the CPU (a collective under FSDP2)."""
+        return {name: _whole(p.detach()).cpu().clone() for name, p in self.names.items()}
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        out = {}
+        for name, p in self.names.items():
+            for key, value in self.optimizer.state[p].items():
+                out[f"{name}|{key}"] = _whole(value).detach().cpu().clone()
+        return out
+
+    def load(self, model: dict[str, Tensor], optimizer: dict[str, Tensor] | None = None) -> None:
+        """Set weights, and the optimiser's state. Raises `CheckpointError` naming the tensor."""
+        for name in model.keys() | self.names.keys():
+            if name not in model or name not in self.names:
+                what = (
+                    "is missing in" if name not in model else "is not known to this architecture, but is in"
+                )
+                raise CheckpointError(f"tensor {name} {what} the checkpoint.")
+            if model[name].shape != self.names[name].shape:
+                raise CheckpointError(
+                    f"tensor {name} has shape {tuple(model[name].shape)} in the checkpoint; "
+                    f"{tuple(self.names[name].shape)} is needed.",
+                    hint="It is of another architecture.",
+                )
+        with torch.no_grad():
+            for name, p in self.names.items():
+                p.copy_(_like(model[name], p))
+        if optimizer is None:
+            return
+        for name, p in self.names.items():
+            state: dict[str, Any] = {}
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                value = optimizer.get(f"{name}|{key}")
+                if value is None:
+                    raise CheckpointError(f"tensor {name}|{key} is missing in the checkpoint's optimiser.")
+                state[key] = value.to(p.device) if key == "step" else _like(value, p).clone()
+            self.optimizer.state[p] = state
+
+
+def adamw(encoder: PackedEncoder, how: OptimiserSpec) -> torch.optim.AdamW:
+    """Fused AdamW; matrices decay, vectors (biases, layer norms) do not."""
+    matrices = [p for p in encoder.parameters() if p.ndim > 1]
+    vectors = [p for p in encoder.parameters() if p.ndim <= 1]
+    return torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": how.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
+        lr=how.lr,
+        betas=(how.beta1, how.beta2),
+        eps=how.eps,
+        fused=True,
+    )
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _like(value: Tensor, parameter: Tensor) -> Tensor:
+    if hasattr(parameter, "device_mesh") and hasattr(parameter, "placements"):
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return value.to(parameter.device)
+
+
+def in_group() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def leave() -> None:
+    """Leave the process group, if this process is in one."""
+    if in_group():
+        dist.destroy_process_group()

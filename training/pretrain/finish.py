@@ -1,0 +1,135 @@
+"""The end of a run: full perplexities, backbone bundles, plot, card."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bioseq.backbones.packed.config import ModelConfig
+from bioseq.backbones.packed.encoder import PackedEncoder
+from bioseq.bundles.bundle import load_backbone, save_backbone
+from bioseq.errors import CheckpointError
+from bioseq.specs.pretrain import PretrainSpec
+from training.corpus.corpus import Corpus, open_corpus
+from training.pretrain.distributed.team import Team
+from training.pretrain.evaluate import perplexity
+from training.pretrain.loop import Outcome
+from training.pretrain.records import checkpoint as checkpoints
+from training.pretrain.records.checkpoint import Checkpoint
+
+
+def open_backbone(name: str) -> PackedEncoder:
+    """A backbone by registry name, bundle folder or Hugging Face ESM-2 directory, float32."""
+    from bioseq.bundles.registry import Registry
+
+    path = Path(name)
+    if (path / "config.json").is_file() and not (path / "manifest.json").is_file():
+        from bioseq.backbones.esm2.checkpoint import load_checkpoint
+
+        return load_checkpoint(path).encoder
+    return load_backbone(Registry().resolve(name, kind="backbone"))
+
+
+def encoder_of(found: Checkpoint) -> PackedEncoder:
+    """The encoder of a checkpoint, whole, on the CPU."""
+    encoder = PackedEncoder(ModelConfig.from_dict(found.state["architecture"]))
+    encoder.load_state_dict(found.model())
+    return encoder.eval()
+
+
+def full_perplexities(
+    spec: PretrainSpec, encoder: PackedEncoder, corpus: Corpus, team: Team
+) -> dict[str, Any]:
+    """Over the whole held-out sets (or `eval.final_proteins`, `eval.final_passes` of them), in the run's precision."""
+    from bioseq.sequences.alphabet import by_name
+
+    return {
+        name: perplexity(
+            encoder.to(team.device),
+            members,
+            seed=spec.eval.seed,
+            proteins=spec.eval.final_proteins,
+            passes=spec.eval.final_passes,
+            alphabet=by_name(spec.alphabet),
+            precision=spec.precision,
+            team=Team(device=team.device),
+        )
+        for name, members in corpus.sets().items()
+        if members
+    }
+
+
+def finish(spec: PretrainSpec, corpus: Corpus, folder: Path, team: Team, outcome: Outcome) -> dict[str, Any]:
+    """Write the bundles `best` and `last`, the plot and the card; returns the run's summary."""
+    from training.pretrain.records.card import evidence_of, write_card
+    from training.pretrain.records.plots import plot_run
+
+    summary: dict[str, Any] = {
+        "run": str(folder),
+        "steps": outcome.step,
+        "tokens": outcome.tokens,
+        "bundles": {},
+    }
+    made: dict[int, Any] = {}
+    for name in ("best", "last"):
+        best = folder / "checkpoints" / checkpoints.BEST
+        found = (
+            checkpoints.read(best)
+            if name == "best" and best.exists()
+            else checkpoints.last(folder / "checkpoints")
+        )
+        if found is None:
+            continue
+        encoder = encoder_of(found)
+        if found.step not in made:
+            made[found.step] = full_perplexities(spec, encoder, corpus, team)
+        evidence = evidence_of(spec, corpus, found, made[found.step], folder)
+        bundle = save_backbone(
+            folder / name,
+            encoder.to("cpu", torch.float32),
+            name=spec.name,
+            card=write_card(evidence),
+            evidence=evidence,
+            data_hash=corpus.hash,
+            seed=spec.seed,
+            licence=spec.licence,
+            alphabet=spec.alphabet,
+            force=True,
+        )
+        summary["bundles"][name] = {"path": str(folder / name), "hash": bundle.manifest.content_hash}
+        summary[name] = made[found.step]
+        (folder / "card.md").write_text(write_card(evidence), "utf-8")
+    plot_run(folder)
+    if spec.register:
+        from bioseq.bundles.registry import Registry
+
+        entry = Registry().register(folder / "best", spec.register)
+        summary["registered"] = f"{entry.name}@{entry.version}"
+    return summary
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m training.pretrain.finish RUN`: bundles, plot and card of the checkpoints that are there now. The run
+    may go on meanwhile, or later."""
+    parser = argparse.ArgumentParser(prog="python -m training.pretrain.finish", description=main.__doc__)
+    parser.add_argument("run", type=Path, help="a run's folder")
+    parser.add_argument("--corpus", help="where the corpus is now (default: as in the run's spec)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override the spec")
+    args = parser.parse_args(argv)
+    spec = PretrainSpec.load(args.run / "spec.json").override(dict(s.split("=", 1) for s in args.set))
+    corpus = open_corpus(args.corpus or str(spec.corpus))
+    found = checkpoints.last(args.run / "checkpoints")
+    if found is None:
+        raise CheckpointError(f"{args.run} has no checkpoint yet.")
+    state = found.state
+    outcome = Outcome(found.step, int(state["tokens"]), best=state["best"])
+    print(json.dumps(finish(spec, corpus, args.run, Team(), outcome), indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

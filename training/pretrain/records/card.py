@@ -1,0 +1,132 @@
+"""A backbone's evidence (data) and card (text made of it)."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import bioseq
+from bioseq.sequences.alphabet import by_name
+from bioseq.specs.pretrain import PretrainSpec
+from training.corpus.corpus import Corpus
+from training.pretrain.evaluate import PASSES
+from training.pretrain.records.checkpoint import Checkpoint
+from training.pretrain.records.ngram import baselines
+from training.pretrain.records.run_folder import read_metrics
+
+
+def hardware(spec: PretrainSpec) -> str:
+    if spec.workers.gpus and torch.cuda.is_available():
+        return f"{spec.workers.count} x {torch.cuda.get_device_name(0)}"
+    threads = spec.workers.threads or torch.get_num_threads()
+    return f"CPU ({platform.machine()}), {spec.workers.count} process(es) of {threads} thread(s)"
+
+
+def evidence_of(
+    spec: PretrainSpec, corpus: Corpus, found: Checkpoint, perplexities: dict[str, Any], folder: Path
+) -> dict[str, Any]:
+    """Everything that the card says, as data. Baselines are computed once a run folder's corpus."""
+    rows = [r for r in read_metrics(folder) if r["kind"] == "train" and r["step"] <= found.step]
+    return {
+        "run": spec.name,
+        "step": found.step,
+        "tokens": int(found.state["tokens"]),
+        "training_seconds": round(sum(r["seconds"] for r in rows), 1),
+        "hardware": hardware(spec),
+        "software": {"torch": torch.__version__, "bioseq": bioseq.__version__},
+        "architecture": found.state["architecture"],
+        "parameters": sum(t.numel() for t in found.model().values()),
+        "spec": spec.to_dict(),
+        "corpus": {
+            "hash": corpus.hash,
+            **{
+                k: corpus.manifest[k]
+                for k in ("alphabet", "records", "residues", "clusters", "left_out", "sources")
+            },
+        },
+        "about_data": spec.about,
+        "licence": spec.licence,
+        "perplexity": perplexities,
+        "baselines": baselines(corpus, vocabulary=len(by_name(spec.alphabet))),
+    }
+
+
+def write_card(evidence: dict[str, Any]) -> str:
+    """Markdown for people."""
+    e, spec, corpus = evidence, evidence["spec"], evidence["corpus"]
+    on_cpu = not spec["workers"]["gpus"]
+    lines = [
+        f"# {e['run']}",
+        "",
+        f"A masked language model of {corpus['alphabet']} sequences in ESM-2's architecture: "
+        f"{e['architecture']['n_layers']} layers of width {e['architecture']['d_model']}, "
+        f"{e['parameters'] / 1e6:.1f} M parameters.",
+        "",
+    ]
+    if on_cpu:
+        lines += [
+            "**This is a model trained on a CPU**, for a short time: it has seen "
+            f"{e['tokens'] / 1e6:.1f} M tokens, thousands of times fewer than published protein language models. "
+            "It shows that everything works and gives better features than residue counts; it is not a substitute "
+            "for ESM-2. The same command continues its training, on a GPU too.",
+            "",
+        ]
+    lines += ["## Perplexity on held-out proteins", "", *_table(e), ""]
+    lines += [
+        f"Protocol: each residue is chosen in one of {PASSES} passes; all chosen residues of a pass are replaced "
+        "by `<mask>`; cross-entropy over the whole vocabulary; sums and counts over all proteins, divided last. "
+        "The 3-gram model is causal and interpolated, its weights fitted by EM on training residues left out of "
+        "its counts; it is scored on the same residues, each given its two true left neighbours.",
+        "",
+        "## Training",
+        "",
+        f"- steps: {e['step']} of {spec['steps']}; tokens seen: {e['tokens']:,}",
+        f"- time in training steps: {e['training_seconds'] / 60:.0f} min on {e['hardware']}",
+        f"- arithmetic: {spec['precision']}"
+        + (" autocast with float32 weights" if spec["precision"] == "bfloat16" else ""),
+        f"- tokens a step {spec['tokens_per_step']}, crops of {spec['crop']} residues, sampling by "
+        f"{'cluster' if spec['sampling'] == 'cluster' else 'protein'}",
+        f"- masking: {spec['masking']['rate']:.0%} of residues; of these {spec['masking']['mask']:.0%} masked, "
+        f"{spec['masking']['random']:.0%} replaced at random, the rest kept",
+        f"- AdamW, peak learning rate {spec['optimiser']['lr']:g}, schedule {spec['schedule']['kind']} with "
+        f"{spec['schedule']['warmup']} steps of warm-up and {spec['schedule']['decay']} of decay",
+        f"- seed {spec['seed']}; initialisation {spec['model']['init']}",
+        *([f"- continued from {spec['init']}"] if spec.get("init") else []),
+        "",
+        "## Data",
+        "",
+        e["about_data"] or "Sources: " + ", ".join(s["name"] for s in corpus["sources"]) + ".",
+        "",
+        f"{corpus['records']:,} sequences, {corpus['residues']:,} residues"
+        + (f", {corpus['clusters']:,} clusters" if corpus["clusters"] else "")
+        + f"; {corpus['left_out']['duplicates']:,} exact duplicates were left out. Corpus hash {corpus['hash']}.",
+        "",
+        f"Licence of the data: {e['licence']}.",
+        "",
+        "## Not good for",
+        "",
+        "- structure prediction, contact maps or clinical interpretation of variants; no such use was tested",
+        "- generating sequences",
+        f"- residues beyond {e['architecture']['max_residues']} of one chain at once: longer proteins are windowed",
+        "- organisms or families that its training data do not cover; Swiss-Prot, for one, leans to model organisms",
+        "",
+        "Made by bioseq " + e["software"]["bioseq"] + f" with torch {e['software']['torch']}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _table(e: dict[str, Any]) -> list[str]:
+    if not e["perplexity"]:
+        return ["No held-out set was prepared with the corpus."]
+    base = e["baselines"]
+    out = ["| set | proteins | residues | this model | unigram | 3-gram |", "|---|---|---|---|---|---|"]
+    for name, p in e["perplexity"].items():
+        out.append(
+            f"| {name} | {p['proteins']:,} | {p['residues']:,} | **{p['perplexity']:.2f}** | "
+            f"{base['unigram'][name]:.2f} | {base['trigram'][name]:.2f} |"
+        )
+    return out

@@ -1,0 +1,380 @@
+"""Label tables: read, checked row by row, and turned into arrays.
+
+A table is CSV, TSV or Parquet (plain or gzip) with a `sequence` column, or with `mutant` (`A24G:L50P`) and a
+wild type. Empty cells, `NA` and `nan` are missing labels, masked in training and scoring. Optional columns:
+`id`, `set` (train, valid, test), `validation` (true: validation part of train), `cluster`, and a weight.
+Residue labels come as FASTA (`training.tables.residue_labels`).
+
+Every fault is a `TableError` with the one-based data rows (header not counted).
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from bioseq.errors import MutationError, SequenceError, TableError
+from bioseq.sequences.alphabet import Alphabet, protein
+
+MISSING = {"", "na", "nan", "n/a"}
+TRAIN, VALID, TEST = 0, 1, 2
+_PARTS = {"train": TRAIN, "training": TRAIN, "valid": VALID, "validation": VALID, "val": VALID, "test": TEST}
+_TRUE, _FALSE = {"true", "1", "yes", "t"}, {"false", "0", "no", "f"} | MISSING
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A checked table of N rows.
+
+    `y` float64 [N, T]: values (regression), 0/1 (binary, multilabel) or class numbers (multiclass), NaN where
+    missing; per residue an empty [N, 0], and `residues` holds int64 [L] class numbers, -1 where masked.
+    `classes` are the class names of binary, multiclass and per_residue. `part` int [N] TRAIN, VALID, TEST from
+    the file, or None. `rows` are one-based data rows.
+    """
+
+    task: str
+    targets: tuple[str, ...]
+    classes: tuple[str, ...]
+    sequences: list[str]
+    ids: list[str]
+    rows: np.ndarray
+    y: np.ndarray
+    weights: np.ndarray
+    residues: list[np.ndarray] | None = None
+    part: np.ndarray | None = None
+    cluster: list[str] | None = None
+    wild_type: str | None = None
+    data_hash: str = ""
+    notes: tuple[str, ...] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def take(self, places: np.ndarray) -> Labels:
+        """The rows at `places`."""
+        places = np.asarray(places)
+        return replace(
+            self,
+            sequences=[self.sequences[i] for i in places],
+            ids=[self.ids[i] for i in places],
+            rows=self.rows[places],
+            y=self.y[places],
+            weights=self.weights[places],
+            residues=None if self.residues is None else [self.residues[i] for i in places],
+            part=None if self.part is None else self.part[places],
+            cluster=None if self.cluster is None else [self.cluster[i] for i in places],
+        )
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's bytes, unpacked if it is gzip. Raises `TableError`."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise TableError(f"cannot read {path}: {error.strerror}.") from None
+    if data[:2] == b"\x1f\x8b":
+        try:
+            return gzip.decompress(data)
+        except (OSError, EOFError) as error:
+            raise TableError(f"{path} is a damaged gzip file: {error}.") from None
+    return data
+
+
+def file_hash(*paths: str | Path | None) -> str:
+    """SHA-256 over the (unpacked) bytes of the files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        if path is not None:
+            digest.update(hashlib.sha256(read_bytes(Path(path))).digest())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def read_columns(path: str | Path) -> dict[str, list[str]]:
+    """A table's columns as text, missing cells as "". Raises `TableError`."""
+    path = Path(path)
+    data = read_bytes(path)
+    if data[:4] == b"PAR1":
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(io.BytesIO(data))
+        return {
+            name: ["" if v is None else str(v) for v in table.column(name).to_pylist()]
+            for name in table.column_names
+        }
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise TableError(
+            f"{path} is not UTF-8 text.", hint="Save it as CSV in UTF-8, or as Parquet."
+        ) from None
+    head = text.split("\n", 1)[0]
+    reader = csv.reader(io.StringIO(text), delimiter="\t" if head.count("\t") > head.count(",") else ",")
+    try:
+        lines = [line for line in reader if line]
+    except csv.Error as error:
+        raise TableError(f"{path} is no CSV: {error}.") from None
+    if len(lines) < 2:
+        raise TableError(f"{path} has no data rows.", hint="The first line names the columns.")
+    header = [h.strip() for h in lines[0]]
+    twice = sorted({h for h in header if header.count(h) > 1})
+    if twice:
+        raise TableError(f"{path}: column {', '.join(twice)} is there twice.")
+    bad = [i for i, line in enumerate(lines[1:], 1) if len(line) != len(header)]
+    if bad:
+        raise TableError(f"{path}: the header has {len(header)} columns, not so", rows=bad)
+    return {name: [line[j].strip() for line in lines[1:]] for j, name in enumerate(header)}
+
+
+def _column(columns: dict[str, list[str]], name: str, path: object) -> list[str]:
+    if name not in columns:
+        raise TableError(f"{path}: there is no column {name!r}.", hint=f"It has {', '.join(columns)}.")
+    return columns[name]
+
+
+def fail(what: str, rows: Sequence[int] | np.ndarray, hint: str | None = None) -> None:
+    """Raise `TableError` if there are rows at fault."""
+    if len(rows):
+        raise TableError(what, rows=[int(r) for r in rows], hint=hint)
+
+
+def _missing(text: str) -> bool:
+    return text.lower() in MISSING
+
+
+def _number(text: str) -> float:
+    if _missing(text):
+        return float("nan")
+    value = float(text)
+    if not np.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def clean_sequences(texts: Sequence[str], alphabet: Alphabet, max_residues: int | None) -> list[str]:
+    """Upper case, final stop dropped. Illegal and empty ones are refused together, with rows."""
+    out: list[str] = []
+    bad: list[int] = []
+    empty: list[int] = []
+    first = ""
+    for row, text in enumerate(texts, 1):
+        try:
+            alphabet.encode(text)
+        except SequenceError as error:
+            (bad if text else empty).append(row)
+            first = first or error.bare
+            continue
+        out.append(text.upper().rstrip("*"))
+    fail("the sequence is empty", empty)
+    fail(f"illegal residues, the first: {first}", bad)
+    if max_residues:
+        long = [r for r, s in enumerate(out, 1) if len(s) > max_residues]
+        fail(f"longer than {max_residues} residues", long)
+    return out
+
+
+def _variants(columns: dict[str, list[str]], path: object, wild_type: str | None) -> tuple[list[str], str]:
+    from bioseq.inference import variants
+
+    if wild_type is None:
+        wild = {w.upper() for w in _column(columns, "wild_type", path) if w}
+        if len(wild) != 1:
+            raise TableError(f"{path}: {len(wild)} different wild types; one is needed.")
+        wild_type = wild.pop()
+    wild_type = wild_type.upper().rstrip("*")
+    out, bad, first = [], [], ""
+    for row, text in enumerate(columns["mutant"], 1):
+        try:
+            out.append(variants.apply(wild_type, variants.parse(text, wild_type)))
+        except MutationError as error:
+            bad.append(row)
+            first = first or str(error)
+    fail(f"bad variants, the first: {first}", bad)
+    return out, wild_type
+
+
+def guess_task(values: Sequence[Sequence[str]]) -> str:
+    """regression, binary, multiclass or multilabel from the text of the label columns: only 0 and 1 is
+    binary (several columns: multilabel), numbers are regression, words are classes. Where half or more are
+    numbers the rest are faults, which reading as numbers will name."""
+    present = [v for column in values for v in column if not _missing(v)]
+    numbers, words = set(), 0
+    for value in present:
+        try:
+            numbers.add(float(value))
+        except ValueError:
+            words += 1
+    if words > len(present) / 2:
+        return "binary" if len(set(present)) == 2 else "multiclass"
+    if not words and numbers <= {0.0, 1.0}:
+        return "multilabel" if len(values) > 1 else "binary"
+    return "regression"
+
+
+def _targets(
+    columns: dict[str, list[str]], targets: Sequence[str], task: str, path: object
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    texts = [_column(columns, t, path) for t in targets]
+    if task in ("binary", "multiclass"):
+        if len(texts) != 1:
+            raise TableError(f"{task} takes one label column, {len(texts)} were given.")
+        names = sorted({v for v in texts[0] if not _missing(v)})
+        if task == "binary" and len(names) > 2:
+            raise TableError(
+                f"column {targets[0]!r} has {len(names)} different labels; binary needs two.",
+                hint="Set the task to multiclass.",
+            )
+        if len(names) < 2:
+            raise TableError(f"column {targets[0]!r} has one class only: nothing can be learnt.")
+        place = {n: float(i) for i, n in enumerate(names)}
+        return np.array([[place.get(v, np.nan)] for v in texts[0]]), tuple(names)
+    y = np.full((len(texts[0]), len(texts)), np.nan)
+    for j, (name, column) in enumerate(zip(targets, texts)):
+        bad = []
+        for i, text in enumerate(column):
+            try:
+                y[i, j] = _number(text)
+            except ValueError:
+                bad.append(i + 1)
+        fail(f"column {name!r} holds labels that are no numbers", bad)
+        present = y[~np.isnan(y[:, j]), j]
+        if not len(present):
+            raise TableError(f"column {name!r} has no label at all.")
+        if task == "multilabel":
+            odd = ~np.isnan(y[:, j]) & ~np.isin(y[:, j], (0.0, 1.0))
+            fail(f"column {name!r} holds labels that are not 0 or 1", np.flatnonzero(odd) + 1)
+        if present.min() == present.max():
+            kind = "class" if task == "multilabel" else "value"
+            raise TableError(f"column {name!r} has one {kind} only: nothing can be learnt.")
+    return y, tuple(targets) if task == "multilabel" else ()
+
+
+def _flag(text: str) -> bool:
+    low = text.lower()
+    if low in _TRUE:
+        return True
+    if low in _FALSE:
+        return False
+    raise ValueError(text)
+
+
+def read_parts(sets: Sequence[str] | None, validation: Sequence[str] | None) -> np.ndarray | None:
+    """TRAIN, VALID, TEST by row from the `set` and `validation` columns; None without a `set` column."""
+    if sets is None:
+        return None
+    fail("`set` is not train, valid or test", [i for i, s in enumerate(sets, 1) if s.lower() not in _PARTS])
+    part = np.array([_PARTS[s.lower()] for s in sets])
+    if validation is not None:
+        flags, bad = np.zeros(len(part), bool), []
+        for i, text in enumerate(validation):
+            try:
+                flags[i] = _flag(text)
+            except ValueError:
+                bad.append(i + 1)
+        fail("`validation` is not true or false", bad)
+        fail("`validation` is true outside the training set", np.flatnonzero(flags & (part != TRAIN)) + 1)
+        part[flags] = VALID
+    return part
+
+
+def _same(labels: Labels, a: int, b: int) -> bool:
+    return bool(np.array_equal(labels.y[a], labels.y[b], equal_nan=True)) and (
+        labels.residues is None or np.array_equal(labels.residues[a], labels.residues[b])
+    )
+
+
+def merge_duplicates(labels: Labels, replicates: str = "error") -> Labels:
+    """One row a sequence. Equal labels are merged; different ones are an error, or with `mean` (regression)
+    averaged by weight, the weights added. The same sequence on both sides of a split is an error."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for i, sequence in enumerate(labels.sequences):
+        groups[sequence].append(i)
+    several = [g for g in groups.values() if len(g) > 1]
+    if not several:
+        return labels
+    conflict = [i for g in several if not all(_same(labels, g[0], i) for i in g[1:]) for i in g]
+    if conflict and not (replicates == "mean" and labels.task == "regression"):
+        fail(
+            "the same sequence with conflicting labels",
+            labels.rows[conflict],
+            hint="Correct them"
+            + (", or average them with --replicates mean." if labels.task == "regression" else "."),
+        )
+    if labels.part is not None:
+        across = [i for g in several if len({int(labels.part[i]) for i in g}) > 1 for i in g]
+        fail("the same sequence in several parts of the split", labels.rows[across])
+    keep = np.array([g[0] for g in groups.values()])
+    y, weights = labels.y.copy(), labels.weights.copy()
+    for g in several:
+        weights[g[0]] = labels.weights[g].sum()
+        block, w = labels.y[g], labels.weights[g][:, None]
+        seen = ~np.isnan(block)
+        total = (w * seen).sum(0)
+        mean = np.where(seen, block * w, 0).sum(0) / np.where(total > 0, total, 1)
+        y[g[0]] = np.where(total > 0, mean, np.nan)
+    dropped = len(labels) - len(keep)
+    merged = replace(labels, y=y, weights=weights).take(keep)
+    return replace(merged, notes=(*labels.notes, f"{dropped} repeated sequences merged"))
+
+
+def read_labels(
+    path: str | Path,
+    targets: Sequence[str],
+    *,
+    task: str | None = None,
+    wild_type: str | None = None,
+    weight: str | None = None,
+    id_column: str | None = None,
+    replicates: str = "error",
+    max_residues: int | None = None,
+    alphabet: Alphabet | None = None,
+) -> Labels:
+    """Read and check a table. Raises `TableError` with row numbers, before anything is computed."""
+    columns = read_columns(path)
+    texts = [_column(columns, t, path) for t in targets]
+    task = task or guess_task(texts)
+    y, classes = _targets(columns, targets, task, path)
+    if "sequence" in columns:
+        sequences = clean_sequences(columns["sequence"], alphabet or protein(), max_residues)
+        wild_type = wild_type.upper().rstrip("*") if wild_type else None
+    elif "mutant" in columns:
+        sequences, wild_type = _variants(columns, path, wild_type)
+    else:
+        raise TableError(
+            f"{path}: there is no column 'sequence' nor 'mutant'.", hint=f"It has {', '.join(columns)}."
+        )
+    n = len(sequences)
+    weights = np.ones(n)
+    if weight is not None:
+        bad = []
+        for i, text in enumerate(_column(columns, weight, path)):
+            try:
+                weights[i] = _number(text)
+            except ValueError:
+                weights[i] = np.nan
+            if not weights[i] >= 0:
+                bad.append(i + 1)
+        fail(f"weight column {weight!r} holds values that are no numbers >= 0", bad)
+    names = _column(columns, id_column, path) if id_column else columns.get("id") or columns.get("mutant")
+    labels = Labels(
+        task=task,
+        targets=tuple(targets),
+        classes=classes,
+        sequences=sequences,
+        ids=list(names) if names else [f"row{i + 1}" for i in range(n)],
+        rows=np.arange(1, n + 1),
+        y=y,
+        weights=weights,
+        part=read_parts(columns.get("set"), columns.get("validation")),
+        cluster=columns.get("cluster"),
+        wild_type=wild_type,
+        data_hash=file_hash(path),
+    )
+    return merge_duplicates(labels, replicates)
