@@ -15,8 +15,8 @@ import pytest
 from training_helpers import proteins
 
 from bioseq.errors import InputError, OutputError, SequenceError
+from training.corpus import prepare as preparing
 from training.corpus.corpus import open_corpus
-from training.corpus.corpus import prepare as preparing
 from training.corpus.prepare import Prepare, prepare
 
 
@@ -105,7 +105,7 @@ def test_a_killed_preparation_resumes_to_the_same_bytes(tmp_path):
     (tmp_path / "a.txt").write_text("\n".join(proteins(3000, 9)))
     code = """
 import sys
-from training.corpus.corpus import prepare as p
+from training.corpus import prepare as p
 p.CHUNK_RESIDUES = 10_000
 write = p._write_chunk
 def slow(*args):
