@@ -329,8 +329,8 @@ def mixed(args: argparse.Namespace) -> dict[str, Any]:
             b.data.normal_(std=0.05, generator=torch.Generator().manual_seed(9 + i))
         adapters.attach(encoder, f"a{i}", adapter.eval().requires_grad_(False))
     sequences = read_proteins(40)
-    works = [model.prepare(s) for s in sequences]
-    ids = [torch.tensor([0, *w.ids.tolist(), 2]) for w in works]
+    queries = [model.prepare(s) for s in sequences]
+    ids = [torch.tensor([0, *w.ids.tolist(), 2]) for w in queries]
     routes = [None if i % 5 == 4 else f"a{i % 5}" for i in range(len(ids))]
     worst, moved = 0.0, []
     with torch.inference_mode():

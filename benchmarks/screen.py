@@ -313,14 +313,14 @@ folder, fasta, out = sys.argv[1:]
 model = bioseq.load(folder + "/base", threads=1, device="cpu")
 model.load_head("value", Head.load(open_bundle(folder + "/value")))
 texts = [r.sequence for r in read_fasta(fasta)]
-works = [model.prepare(t, heads=("value",)) for t in texts]
-model.run(works[:8])
+queries = [model.prepare(t, heads=("value",)) for t in texts]
+model.run(queries[:8])
 started, cpu = time.perf_counter(), time.process_time()
-works = [model.prepare(t, heads=("value",)) for t in texts]
-answers = model.run(works)
+queries = [model.prepare(t, heads=("value",)) for t in texts]
+answers = model.run(queries)
 seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
 np.save(out, [a.predictions["value"]["value"] for a in answers])
-print(json.dumps({"tokens": sum(w.tokens for w in works), "seconds": seconds, "cpu": cpu}))
+print(json.dumps({"tokens": sum(w.tokens for w in queries), "seconds": seconds, "cpu": cpu}))
 """
 
 

@@ -42,19 +42,19 @@ ARROW = {"Accept": "application/vnd.apache.arrow.stream"}
 
 def offline(model: str, sequences: list[str], threads: int, seconds: float, queue: Any) -> None:
     """Tokens per wall and per CPU second of `Predictor.run` in a process of its own, and the answers."""
-    from bioseq.backbones.pooling import EmbedAsk
+    from bioseq.backbones.pooling import EmbedOptions
     from bioseq.inference.loading import load
 
     predictor = load(model, threads=threads)
-    works = [predictor.prepare(s, embed=EmbedAsk()) for s in sequences]
-    predictor.run(works[:32])
+    queries = [predictor.prepare(s, embed=EmbedOptions()) for s in sequences]
+    predictor.run(queries[:32])
     tokens = 0
     wall, cpu = time.perf_counter(), time.process_time()
     while time.perf_counter() - wall < seconds:
-        answers = predictor.run(works)
-        tokens += sum(w.tokens for w in works)
+        answers = predictor.run(queries)
+        tokens += sum(w.tokens for w in queries)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    short = predictor.prepare(sequences[0][:50], embed=EmbedAsk())
+    short = predictor.prepare(sequences[0][:50], embed=EmbedOptions())
     times = []
     for _ in range(50):
         start = time.perf_counter()

@@ -15,7 +15,7 @@ POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 
 @dataclass(frozen=True, slots=True)
-class EmbedAsk:
+class EmbedOptions:
     """What to keep of the hidden states: a pooling of some layers, or every residue of them.
 
     Layer 0 is the embedding, -1 the last layer after the final layer norm.
@@ -40,10 +40,10 @@ def pool(hidden_LD: Tensor, pooling: str) -> Tensor:
     return residues_LD.mean(0) if pooling == "mean" else residues_LD.amax(0)
 
 
-def reduce(hidden: dict[int, Tensor], ask: EmbedAsk) -> Tensor:
+def reduce(hidden: dict[int, Tensor], options: EmbedOptions) -> Tensor:
     """float32: [D], or [layers, D] for several layers; per residue [L, D] or [layers, L, D]."""
-    if ask.per_residue:
-        parts = [hidden[layer][1:-1].float() for layer in ask.layers]
+    if options.per_residue:
+        parts = [hidden[layer][1:-1].float() for layer in options.layers]
     else:
-        parts = [pool(hidden[layer], ask.pooling) for layer in ask.layers]
+        parts = [pool(hidden[layer], options.pooling) for layer in options.layers]
     return parts[0] if len(parts) == 1 else torch.stack(parts)

@@ -110,7 +110,7 @@ def _rows(
     args: argparse.Namespace, counts: list[int]
 ) -> Iterator[tuple[list[Record], list[Notes], list[np.ndarray]]]:
     """Chunks of records with their notes and embeddings, in input order."""
-    from bioseq.backbones.pooling import EmbedAsk
+    from bioseq.backbones.pooling import EmbedOptions
 
     if args.server and args.gaps:
         raise InputError("--gaps works on this machine only.", hint="Leave out --server, or remove the gaps.")
@@ -124,7 +124,7 @@ def _rows(
     return answered(
         args, counts, "embedding", chunk=args.chunk,
         prepare={
-            "embed": EmbedAsk(args.pooling, args.layers, args.per_residue),
+            "embed": EmbedOptions(args.pooling, args.layers, args.per_residue),
             "long_sequences": args.long_sequences, "gaps": args.gaps,
         },
         read=lambda answer: answer.embedding, remote=remote,

@@ -12,7 +12,7 @@ from bioseq.cli import api_key
 from bioseq.errors import SequenceError
 
 if TYPE_CHECKING:
-    from bioseq.inference.query import Answer
+    from bioseq.inference.query import Result
     from bioseq.sequences.fasta import Record
 
 Notes = tuple[str, ...]
@@ -36,10 +36,10 @@ def answered(
     *,
     chunk: int,
     prepare: dict[str, Any],
-    read: Callable[[Answer], Any],
+    read: Callable[[Result], Any],
     remote: Callable[[Any, list[Record], str], list[Any]],
 ) -> Iterator[tuple[list[Record], list[Notes], list[Any]]]:
-    """Chunks of records with notes and answers, in input order. `counts` grows by (done, left out).
+    """Chunks of records with notes and results, in input order. `counts` grows by (done, left out).
 
     `prepare` goes to `Predictor.prepare` and `read` takes the answer from what comes back; `remote` asks a client
     for a chunk under its `on_error`, with None for a record that it could not answer.
@@ -59,24 +59,24 @@ def answered(
     with Progress(total or 1, label, unit="sequences", enabled=bool(total)) as bar:
         while some := list(itertools.islice(records, chunk)):
             if isinstance(engine, Predictor):
-                works, kept = [], []
+                queries, kept = [], []
                 for record in some:
                     try:
-                        works.append(engine.prepare(record, **prepare))
+                        queries.append(engine.prepare(record, **prepare))
                     except SequenceError as error:
                         if args.on_error == "fail":
                             raise
                         left_out(error)
                         continue
                     kept.append(record)
-                found = engine.run(works)
-                notes, answers = [a.notes for a in found], [read(a) for a in found]
+                found = engine.run(queries)
+                notes, results = [a.notes for a in found], [read(a) for a in found]
             else:
                 given = remote(engine, some, "raise" if args.on_error == "fail" else "report")
                 for refused in engine.errors:
                     left_out(refused)
                 both = [(r, a) for r, a in zip(some, given, strict=True) if a is not None]
-                kept, answers = [r for r, _ in both], [a for _, a in both]
+                kept, results = [r for r, _ in both], [a for _, a in both]
                 notes = [()] * len(kept)
             for record, note in zip(kept, notes):
                 for text in note:
@@ -84,7 +84,7 @@ def answered(
             counts[0] += len(kept)
             bar.add(len(some))
             if kept:
-                yield kept, notes, answers
+                yield kept, notes, results
 
 
 def _count(paths: list[str]) -> int:

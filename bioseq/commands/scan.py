@@ -117,7 +117,7 @@ def _scan(args: argparse.Namespace, engine: Any, record: Record) -> np.ndarray:
         return np.asarray(
             engine.scan(record, strategy=args.strategy, long_sequences=args.long_sequences), dtype=np.float32
         )
-    from bioseq.inference.variants import scan_sites
+    from bioseq.inference.scoring import scan_sites
 
     scored = scan_sites(
         engine,

@@ -134,7 +134,7 @@ def _score(args: argparse.Namespace, wild_type: Record, names: list[str]) -> Seq
     engine = open_engine(args)
     if args.server:
         return engine.score(wild_type, names, strategy=args.strategy, long_sequences=args.long_sequences)
-    from bioseq.inference.variants import score_variants
+    from bioseq.inference.scoring import score_variants
 
     scored = score_variants(
         engine,

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bioseq.backbones.pooling import EmbedAsk
+from bioseq.backbones.pooling import EmbedOptions
 from bioseq.errors import BundleError
 from bioseq.heads import features as blocks
 from bioseq.heads.calibration import sigmoid, softmax
@@ -107,9 +107,9 @@ class Head:
         return list(self.settings.get("classes") or ())
 
     @property
-    def embed_ask(self) -> EmbedAsk:
+    def embed_options(self) -> EmbedOptions:
         """What this head needs of the backbone."""
-        return EmbedAsk(
+        return EmbedOptions(
             self.settings.get("pooling", "mean"), tuple(self.settings.get("layers", (-1,))), self.per_residue
         )
 
@@ -228,7 +228,7 @@ class Head:
     def predict(
         self, features: Any, sequences: Sequence[str], *, nearest: Sequence[int] = ()
     ) -> list[dict[str, Any]]:
-        """One prediction a sequence. `features` float32 [N, D] as `embed_ask` asks (a list of [L_i, D] per
+        """One prediction a sequence. `features` float32 [N, D] as `embed_options` asks (a list of [L_i, D] per
         residue). `nearest`: how many training examples to name, for each sequence; none for 0. Raises
         `SequenceError` for a sequence that this head cannot judge (see `bioseq.heads.features`)."""
         if not len(sequences):

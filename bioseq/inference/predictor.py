@@ -1,7 +1,7 @@
 """The only inference path: HTTP, the command line, screening and the Python API all end here.
 
-`prepare` turns a sequence into a `Work` without touching torch; `run` plans works by token budget, packs
-them, makes one forward pass a batch, and scatters the answers to input order. A result does not depend on a
+`prepare` turns a sequence into a `Query` without touching torch; `run` plans queries by token budget, packs
+them, makes one forward pass a batch, and scatters the results to input order. A result does not depend on a
 sequence's batch-mates: relative error <= 1e-5 in float32, <= 2e-2 in bfloat16.
 
 Legend: T tokens of a pack, L residues of a sequence, D model width, V vocabulary.
@@ -13,27 +13,28 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from bioseq.backbones import lora
 from bioseq.backbones.packed.encoder import PackedEncoder
 from bioseq.backbones.packed.memory import keep_heap
-from bioseq.backbones.pooling import EmbedAsk
+from bioseq.backbones.pooling import EmbedOptions
+from bioseq.bundles.registry import Registry
 from bioseq.errors import BioseqError, ResourceError, SequenceError, SequenceTooLongError, SpecError
+from bioseq.heads.head import Head, check_base
 from bioseq.inference import batching
 from bioseq.inference.batching import SPECIAL_TOKENS, Window
 from bioseq.inference.lanes import in_order
-from bioseq.inference.query import Answer, Part, Segment, Work, merge
-from bioseq.inference.runner import Passes
+from bioseq.inference.query import Part, Query, Result, Segment, merge
+from bioseq.inference.runner import BatchRunner
+from bioseq.inference.scoring import scan_sites, score_variants
 from bioseq.progress import Progress
 from bioseq.sequences.alphabet import Alphabet, protein
-
-if TYPE_CHECKING:
-    from bioseq.bundles.registry import Registry
-    from bioseq.heads.head import Head
-    from bioseq.sequences.fasta import Record
+from bioseq.sequences.fasta import Record
+from bioseq.sequences.mutations import Variant
 
 LongSequences = Literal["error", "window", "truncate"]
 WINDOW_OVERLAP = 256
@@ -78,9 +79,13 @@ class Predictor:
         self.encoder = encoder.to(self.device, DTYPES[dtype]).eval().requires_grad_(False)
         self.registry = registry
         self.heads: dict[str, Head] = {}
-        self._passes = Passes(self.encoder, self.alphabet, self.heads, self.device)
+        self._runner = BatchRunner(self.encoder, self.alphabet, self.heads, self.device)
         self.max_residues = self.config.max_residues
         self.budget = max(budget or BUDGETS.get(self.device.type, 2048), self.max_residues + SPECIAL_TOKENS)
+
+    @property
+    def has_lm_head(self) -> bool:
+        return self.encoder.lm_head is not None
 
     # ------------------------------------------------------------------ heads
 
@@ -89,19 +94,13 @@ class Predictor:
 
         Raises `NotFoundError`, or `BundleError` for a head of another backbone.
         """
-        from bioseq.bundles.registry import Registry
-        from bioseq.heads import head as heads_module
-
         if head is None:
-            bundle = (self.registry or Registry()).resolve(name, kind="head")
-            head = heads_module.Head.load(bundle)
-        heads_module.check_base(head, backbone_hash=self.hash, backbone_name=self.name)
+            head = Head.load((self.registry or Registry()).resolve(name, kind="head"))
+        check_base(head, backbone_hash=self.hash, backbone_name=self.name)
         if head.adapter is not None:
-            from bioseq.backbones import lora as adapters
-
             if name in self.heads:
-                adapters.detach(self.encoder, name)
-            adapters.attach(self.encoder, name, head.adapter)
+                lora.detach(self.encoder, name)
+            lora.attach(self.encoder, name, head.adapter)
         if head.trunk is not None:
             head.trunk.to(self.device, DTYPES[self.dtype]).eval()
         self.heads[name] = head
@@ -110,9 +109,7 @@ class Predictor:
     def unload_head(self, name: str) -> None:
         head = self.heads.pop(name)
         if head.adapter is not None:
-            from bioseq.backbones import lora as adapters
-
-            adapters.detach(self.encoder, name)
+            lora.detach(self.encoder, name)
 
     # ---------------------------------------------------------------- prepare
 
@@ -120,14 +117,14 @@ class Predictor:
         self,
         sequence: str | Record,
         *,
-        embed: EmbedAsk | None = None,
+        embed: EmbedOptions | None = None,
         logits: str | np.ndarray | None = None,
         heads: Sequence[str] = (),
         nearest: int = 0,
         long_sequences: LongSequences = "error",
         index: int | None = None,
         gaps: bool = False,
-    ) -> Work:
+    ) -> Query:
         """Check and encode one sequence. Cheap, no torch. Raises subclasses of `SequenceError` that name the
         record and position, and `NotFoundError` for an unknown head."""
         if nearest < 0:
@@ -175,7 +172,7 @@ class Predictor:
             route = self.heads[name].route(name)
             if route not in routes:
                 routes.append(route)
-        return Work(
+        return Query(
             ids=ids,
             sequence=text,
             embed=embed,
@@ -190,50 +187,50 @@ class Predictor:
 
     # -------------------------------------------------------------------- run
 
-    def run(self, works: Sequence[Work], *, progress: Progress | None = None) -> list[Answer]:
-        """Answers in the order of `works`. One forward pass a batch of `budget` tokens."""
-        answers = [Answer(notes=w.notes) for w in works]
+    def run(self, queries: Sequence[Query], *, progress: Progress | None = None) -> list[Result]:
+        """Results in the order of `queries`. One forward pass a batch of `budget` tokens."""
+        results = [Result(notes=q.notes) for q in queries]
         features: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
         waiting: dict[tuple[int, str | None], dict[int, Part]] = defaultdict(dict)
-        for part in in_order(self._batches(works), self.threads if self.device.type == "cpu" else None):
-            segment, work = part.segment, works[part.segment.work]
-            key = (segment.work, segment.route)
-            if len(work.cover) > 1:
+        for part in in_order(self._batches(queries), self.threads if self.device.type == "cpu" else None):
+            segment, query = part.segment, queries[part.segment.query]
+            key = (segment.query, segment.route)
+            if len(query.cover) > 1:
                 waiting[key][segment.window] = part
-                if len(waiting[key]) < len(work.cover):
+                if len(waiting[key]) < len(query.cover):
                     continue
                 parts = waiting.pop(key)
-                hidden, logits = merge([parts[w] for w in range(len(work.cover))], work)
-                part = self._passes.reduced(work, segment, hidden, logits)
-            answer = answers[segment.work]
+                hidden, logits = merge([parts[w] for w in range(len(query.cover))], query)
+                part = self._runner.reduced(query, segment, hidden, logits)
+            result = results[segment.query]
             if part.embedding is not None:
-                answer.embedding = part.embedding
+                result.embedding = part.embedding
             if part.logits is not None:
-                answer.logits = part.logits.cpu().numpy()
+                result.logits = part.logits.cpu().numpy()
             for name, values in part.features.items():
-                features[name][segment.work] = values
-            if progress is not None and segment.route == work.routes[-1]:
+                features[name][segment.query] = values
+            if progress is not None and segment.route == query.routes[-1]:
                 progress.add(1)
-        self._predictions(works, answers, features)
-        return answers
+        self._predictions(queries, results, features)
+        return results
 
-    def _batches(self, works: Sequence[Work]) -> Iterator[Callable[[], list[Part]]]:
-        """One forward pass each. What goes together depends on the works and the budget alone."""
+    def _batches(self, queries: Sequence[Query]) -> Iterator[Callable[[], list[Part]]]:
+        """One forward pass each. What goes together depends on the queries and the budget alone."""
         by_trunk: dict[str | None, list[Segment]] = defaultdict(list)
-        for i, work in enumerate(works):
-            for route in work.routes:
+        for i, query in enumerate(queries):
+            for route in query.routes:
                 trunk = route if route is not None and self.heads[route].trunk is not None else None
-                by_trunk[trunk].extend(Segment(i, route, w) for w in range(len(work.cover)))
+                by_trunk[trunk].extend(Segment(i, route, w) for w in range(len(query.cover)))
         for trunk, segments in by_trunk.items():
             encoder = self.encoder if trunk is None else self.heads[trunk].trunk
             assert encoder is not None
-            spans = [works[s.work].cover[s.window] for s in segments]
+            spans = [queries[s.query].cover[s.window] for s in segments]
             lengths = [w.end - w.start + SPECIAL_TOKENS for w in spans]
             for group in batching.plan(lengths, self.budget):
-                yield partial(self._passes.run, encoder, works, [segments[g] for g in group])
+                yield partial(self._runner.run, encoder, queries, [segments[g] for g in group])
 
     def _predictions(
-        self, works: Sequence[Work], answers: list[Answer], features: dict[str, dict[int, np.ndarray]]
+        self, queries: Sequence[Query], results: list[Result], features: dict[str, dict[int, np.ndarray]]
     ) -> None:
         for name, rows in features.items():
             order = sorted(rows)
@@ -241,25 +238,25 @@ class Predictor:
             values: Any = [rows[i] for i in order]
             predictions = head.predict(
                 values if head.per_residue else np.stack(values),
-                [works[i].sequence for i in order],
-                nearest=[works[i].nearest for i in order],
+                [queries[i].sequence for i in order],
+                nearest=[queries[i].nearest for i in order],
             )
             for i, prediction in zip(order, predictions, strict=True):
-                answers[i].predictions = (answers[i].predictions or {}) | {name: prediction}
-        for work, answer in zip(works, answers):
-            if len(work.heads) > 1 and answer.predictions:
-                answer.predictions = {name: answer.predictions[name] for name in work.heads}
+                results[i].predictions = (results[i].predictions or {}) | {name: prediction}
+        for query, result in zip(queries, results):
+            if len(query.heads) > 1 and result.predictions:
+                result.predictions = {name: result.predictions[name] for name in query.heads}
 
     # ------------------------------------------------------------- public API
 
-    def _works(self, seqs: Iterable[str | Record] | str, **ask: Any) -> list[Work]:
+    def _queries(self, seqs: Iterable[str | Record] | str, **options: Any) -> list[Query]:
         if isinstance(seqs, str):
             raise SpecError("give a list of sequences, not one string.", field="seqs")
-        return [self.prepare(s, index=i, **ask) for i, s in enumerate(seqs)]
+        return [self.prepare(s, index=i, **options) for i, s in enumerate(seqs)]
 
-    def _run(self, works: list[Work], label: str, progress: bool) -> list[Answer]:
-        with Progress(len(works), label, unit="sequences", enabled=progress) as bar:
-            return self.run(works, progress=bar)
+    def _run(self, queries: list[Query], label: str, progress: bool) -> list[Result]:
+        with Progress(len(queries), label, unit="sequences", enabled=progress) as bar:
+            return self.run(queries, progress=bar)
 
     def embed(
         self,
@@ -276,12 +273,14 @@ class Predictor:
         [N, D]; [N, layers, D] for several layers; with `per_residue` a list of [L_i, D] (or
         [layers, L_i, D]). `pooling` is mean, max or cls.
         """
-        ask = EmbedAsk(pooling, tuple(layers), per_residue)  # type: ignore[arg-type]
-        works = self._works(seqs, embed=ask, long_sequences=long_sequences)
-        rows = [a.embedding for a in self._run(works, "embedding", progress)]
+        options = EmbedOptions(pooling, tuple(layers), per_residue)  # type: ignore[arg-type]
+        queries = self._queries(seqs, embed=options, long_sequences=long_sequences)
+        rows = [r.embedding for r in self._run(queries, "embedding", progress)]
         if per_residue:
             return rows
-        shape = (self.config.d_model,) if len(ask.layers) == 1 else (len(ask.layers), self.config.d_model)
+        shape = (
+            (self.config.d_model,) if len(options.layers) == 1 else (len(options.layers), self.config.d_model)
+        )
         return np.stack(rows) if rows else np.empty((0, *shape), dtype=np.float32)  # type: ignore[arg-type]
 
     def logits(
@@ -292,10 +291,10 @@ class Predictor:
         progress: bool = False,
     ) -> list[np.ndarray]:
         """LM logits of every residue, a list of float32 [L_i, V]; "<mask>" in a sequence is a mask token."""
-        if self.encoder.lm_head is None:
+        if not self.has_lm_head:
             raise BioseqError(f"{self.name} has no language-model head: it can embed only.")
-        works = self._works(seqs, logits="all", long_sequences=long_sequences)
-        return [a.logits for a in self._run(works, "logits", progress)]  # type: ignore[misc]
+        queries = self._queries(seqs, logits="all", long_sequences=long_sequences)
+        return [r.logits for r in self._run(queries, "logits", progress)]  # type: ignore[misc]
 
     def predict(
         self,
@@ -310,29 +309,26 @@ class Predictor:
         many nearest training examples of each."""
         if isinstance(heads, str):
             heads = [h for h in heads.split(",") if h]
-        works = self._works(seqs, heads=tuple(heads), nearest=nearest, long_sequences=long_sequences)
-        return [a.predictions or {} for a in self._run(works, "predicting", progress)]
+        queries = self._queries(seqs, heads=tuple(heads), nearest=nearest, long_sequences=long_sequences)
+        return [r.predictions or {} for r in self._run(queries, "predicting", progress)]
 
     def score(
         self,
         wild_type: str | Record,
-        mutants: Sequence[str],
+        mutants: Sequence[str | Variant],
         *,
         strategy: str = "masked-marginals",
         **options: Any,
     ) -> list[float]:
-        """Variant scores, higher is more likely; see `bioseq.inference.variants` for notation and formulas."""
-        from bioseq.inference import variants
-
-        return variants.score(self, wild_type, mutants, strategy=strategy, **options)
+        """Variant scores, higher is more likely; see `bioseq.inference.variants` for the formulas and
+        `score_variants` for the options."""
+        return score_variants(self, wild_type, mutants, strategy=strategy, **options).values.tolist()
 
     def scan(
         self, sequence: str | Record, *, strategy: str = "masked-marginals", **options: Any
     ) -> np.ndarray:
         """Scores of all single substitutions, float32 [L, 20], letters in the order of `alphabet.standard`."""
-        from bioseq.inference import variants
-
-        return variants.scan(self, sequence, strategy=strategy, **options)
+        return scan_sites(self, sequence, strategy=strategy, **options).values
 
 
 def _device(name: str) -> str:

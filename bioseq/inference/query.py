@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bioseq.backbones.pooling import EmbedAsk
+from bioseq.backbones.pooling import EmbedOptions
 from bioseq.inference.batching import SPECIAL_TOKENS, Window, taper
 
 
 @dataclass(slots=True)
-class Work:
-    """One sequence's ask, prepared. `ids` uint8 [L] residues (mask tokens allowed), no special tokens.
+class Query:
+    """What is asked of one sequence, prepared. `ids` uint8 [L] residues (mask tokens allowed), no special tokens.
 
     `logits_at`: None, "all", or int64 places of residues. `cover` are the windows that will be computed,
     `overlap` their overlap. `routes` are the passes it takes: the bare trunk (None) and one for each head
@@ -27,7 +27,7 @@ class Work:
 
     ids: np.ndarray
     sequence: str
-    embed: EmbedAsk | None = None
+    embed: EmbedOptions | None = None
     logits_at: str | np.ndarray | None = None
     heads: tuple[str, ...] = ()
     nearest: int = 0
@@ -38,13 +38,13 @@ class Work:
 
     @property
     def tokens(self) -> int:
-        """Packed tokens that this work costs, over windows and routes."""
+        """Packed tokens that this query costs, over windows and routes."""
         return len(self.routes) * sum(w.end - w.start + SPECIAL_TOKENS for w in self.cover)
 
 
 @dataclass(slots=True)
-class Answer:
-    """What came of a `Work`: float32 `embedding`, float32 `logits` [P, V], `predictions` by head, and what was
+class Result:
+    """What came of a `Query`: float32 `embedding`, float32 `logits` [P, V], `predictions` by head, and what was
     done to the sequence on the way (`notes`)."""
 
     embedding: np.ndarray | None = None
@@ -55,7 +55,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    work: int
+    query: int
     route: str | None
     window: int
 
@@ -71,32 +71,32 @@ class Part:
     features: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def logit_rows(work: Work, route: str | None, window: Window) -> np.ndarray:
+def logit_rows(query: Query, route: str | None, window: Window) -> np.ndarray:
     """Residues of this window whose logits are computed; all of them where windows are merged later."""
-    if route is not None or work.logits_at is None:
+    if route is not None or query.logits_at is None:
         return np.empty(0, dtype=np.int64)
-    if isinstance(work.logits_at, str) or len(work.cover) > 1:
+    if isinstance(query.logits_at, str) or len(query.cover) > 1:
         return np.arange(window.end - window.start, dtype=np.int64)
-    return np.asarray(work.logits_at, dtype=np.int64)
+    return np.asarray(query.logits_at, dtype=np.int64)
 
 
-def merge(parts: list[Part], work: Work) -> tuple[dict[int, Tensor], Tensor | None]:
+def merge(parts: list[Part], query: Query) -> tuple[dict[int, Tensor], Tensor | None]:
     """Average windows with a linear taper; <cls> is the first window's, <eos> the last one's."""
-    weights = [torch.from_numpy(w) for w in taper(work.cover, work.overlap)]
+    weights = [torch.from_numpy(w) for w in taper(query.cover, query.overlap)]
     hidden: dict[int, Tensor] = {}
     for layer, first in parts[0].hidden.items():
-        merged = first.new_zeros((len(work.ids) + SPECIAL_TOKENS, first.shape[1]))
+        merged = first.new_zeros((len(query.ids) + SPECIAL_TOKENS, first.shape[1]))
         merged[0], merged[-1] = first[0], parts[-1].hidden[layer][-1]
-        for part, window, weight in zip(parts, work.cover, weights):
+        for part, window, weight in zip(parts, query.cover, weights):
             inner = part.hidden[layer][1:-1]
             merged[window.start + 1 : window.end + 1] += inner * weight.to(inner.device)[:, None]
         hidden[layer] = merged
     if parts[0].logits is None:
         return hidden, None
-    logits = parts[0].logits.new_zeros((len(work.ids), parts[0].logits.shape[1]))
-    for part, window, weight in zip(parts, work.cover, weights):
+    logits = parts[0].logits.new_zeros((len(query.ids), parts[0].logits.shape[1]))
+    for part, window, weight in zip(parts, query.cover, weights):
         assert part.logits is not None
         logits[window.start : window.end] += part.logits * weight.to(logits.device)[:, None]
-    if not isinstance(work.logits_at, str):
-        logits = logits[torch.as_tensor(np.asarray(work.logits_at, dtype=np.int64), device=logits.device)]
+    if not isinstance(query.logits_at, str):
+        logits = logits[torch.as_tensor(np.asarray(query.logits_at, dtype=np.int64), device=logits.device)]
     return hidden, logits

@@ -44,9 +44,10 @@ class Variant:
 
 
 def parse(
-    text: str, wild_type: str, *, alphabet: Alphabet | None = None, index: int | None = None
+    text: str | Variant, wild_type: str, *, alphabet: Alphabet | None = None, index: int | None = None
 ) -> Variant:
-    """Read `A24G:L50P` against a wild type; case is folded.
+    """Read `A24G:L50P` against a wild type; case is folded. A `Variant` is checked alike: it may have been made for
+    another wild type.
 
     Raises `MutationError` for other notation, a position outside the wild type or given twice, a mutant letter
     that is not one of the alphabet's standard residues, and a wild-type letter that contradicts the sequence
@@ -55,46 +56,51 @@ def parse(
     """
     alphabet = alphabet or protein()
     letters = letters_of(wild_type)
-    if text.strip().upper() == WILD_TYPE:
-        return Variant()
     where = "" if index is None else f"variant {index + 1}: "
+    if isinstance(text, Variant):
+        given = text.mutations
+    elif text.strip().upper() == WILD_TYPE:
+        given = ()
+    else:
+        given = tuple(_read(piece.strip(), where) for piece in text.strip().split(":"))
     mutations: dict[int, Mutation] = {}
-    for piece in text.strip().split(":"):
-        match = _NOTATION.fullmatch(piece.strip())
-        if match is None:
-            # Only what can be no sequence is shown again: sequences are confidential.
-            shown = (
-                repr(piece)
-                if len(piece) <= 12 and any(c.isdigit() for c in piece)
-                else f"{len(piece)} characters"
-            )
+    for m in given:
+        if not 1 <= m.position <= len(letters):
             raise MutationError(
-                f"{where}{shown} is not a substitution.",
-                hint="Write wild-type residue, one-based position, new residue: A24G, or A24G:L50P; WT for none.",
-            )
-        old, position, new = match[1].upper(), int(match[2]), match[3].upper()
-        if not 1 <= position <= len(letters):
-            raise MutationError(
-                f"{where}{piece.strip()}: position {position} is outside the wild type of {len(letters)} residues.",
+                f"{where}{m}: position {m.position} is outside the wild type of {len(letters)} residues.",
                 hint="Positions begin at 1.",
             )
-        there = letters[position - 1]
-        if there != old:
+        there = letters[m.position - 1]
+        if there != m.wild_type:
             raise MutationError(
-                f"{where}{piece.strip()}: the wild type has {there} at position {position}, not {old}.",
+                f"{where}{m}: the wild type has {there} at position {m.position}, not {m.wild_type}.",
                 hint="Check the numbering (one-based, a leading M counts) and that this is the right wild type.",
             )
-        if new not in alphabet.standard:
+        if m.mutant not in alphabet.standard:
             raise MutationError(
-                f"{where}{piece.strip()}: {new} is not a standard residue.",
+                f"{where}{m}: {m.mutant} is not a standard residue.",
                 hint=f"Mutants may be {alphabet.standard}.",
             )
-        if position in mutations:
+        if m.position in mutations:
             raise MutationError(
-                f"{where}position {position} is given twice.", hint="Give each position once in a variant."
+                f"{where}position {m.position} is given twice.",
+                hint="Give each position once in a variant.",
             )
-        mutations[position] = Mutation(old, position, new)
+        mutations[m.position] = m
     return Variant(tuple(mutations[p] for p in sorted(mutations)))
+
+
+def _read(piece: str, where: str) -> Mutation:
+    match = _NOTATION.fullmatch(piece)
+    if match is None:
+        # Only what cannot be a sequence is shown again: sequences are confidential.
+        digits = any(c.isdigit() for c in piece)
+        shown = repr(piece) if len(piece) <= 12 and digits else f"{len(piece)} characters"
+        raise MutationError(
+            f"{where}{shown} is not a substitution.",
+            hint="Write wild-type residue, one-based position, new residue: A24G, or A24G:L50P; WT for none.",
+        )
+    return Mutation(match[1].upper(), int(match[2]), match[3].upper())
 
 
 def apply(wild_type: str, variant: Variant) -> str:

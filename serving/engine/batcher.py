@@ -12,7 +12,7 @@ in the middle runs in the next batch, and nothing starves: an item can only be o
 arrived before its due time, of which there are finitely many. A batch begins with the item that is due
 first, whatever its length, and is filled with the next ones that fit.
 
-A lane knows nothing of Ray or HTTP; a runner is anything with `budget` and `run(works)`, and works
+A lane knows nothing of Ray or HTTP; a runner is anything with `budget` and `run(queries)`, and queries
 are anything with `tokens`. Works of one runner share a batch whatever heads or outputs they ask for.
 
 Lanes. On a CPU a batch runs on one thread, and as many batches at a time as there are lanes: no time is lost at
@@ -84,16 +84,18 @@ class Engine:
             thread.start()
         return self
 
-    async def submit(self, runner: Runner, works: Sequence[Runnable], *, admitted: bool = False) -> list[Any]:
+    async def submit(
+        self, runner: Runner, queries: Sequence[Runnable], *, admitted: bool = False
+    ) -> list[Any]:
         """Answers in order; an item that failed is its exception. Raises `Overloaded` and `EngineDead`.
 
         `admitted` marks a later part of a request that was accepted already: it is never refused. Cancelling
         the caller drops what has not begun.
         """
-        if not works:
+        if not queries:
             return []
         loop = asyncio.get_running_loop()
-        tokens = [max(1, int(w.tokens)) for w in works]
+        tokens = [max(1, int(w.tokens)) for w in queries]
         with self._wake:
             self._require_alive()
             now = self._clock()
@@ -110,19 +112,19 @@ class Engine:
                 spread=spread,
                 patience=self._patience(first * rate + (total - first) * spread),
                 admitted=admitted,
-                outcomes=[None] * len(works),
-                left=len(works),
+                outcomes=[None] * len(queries),
+                left=len(queries),
             )
             if not admitted:
                 self._admit(ticket, now)
             ahead = 0
-            for place, (work, size) in enumerate(zip(works, tokens)):
+            for place, (query, size) in enumerate(zip(queries, tokens)):
                 due = now + max(0, ahead + size - first) * spread
-                heapq.heappush(self._heap, Item(due, next(self._numbers), ticket, place, work, size, runner))
+                heapq.heappush(self._heap, Item(due, next(self._numbers), ticket, place, query, size, runner))
                 ahead += size
             self._tickets.add(ticket)
             self._queued_tokens += total
-            self._wake.notify(min(len(works), self.lanes))
+            self._wake.notify(min(len(queries), self.lanes))
         try:
             return await ticket.future
         finally:
@@ -322,7 +324,7 @@ class Engine:
     def _work(self, lane: int, batch: list[Item], tokens: int) -> None:
         runner = batch[0].runner
         began = self._clock()
-        outcomes = self._run(runner, [item.work for item in batch])
+        outcomes = self._run(runner, [item.query for item in batch])
         seconds = self._clock() - began
         with self._wake:
             self._running.pop(lane, None)
@@ -340,18 +342,18 @@ class Engine:
                     self._call(ticket, ticket.settle)
         self.observer.batch(runner, len(batch), tokens, runner.budget, seconds)
 
-    def _run(self, runner: Runner, works: list[Any]) -> list[Any]:
+    def _run(self, runner: Runner, queries: list[Any]) -> list[Any]:
         """Answers, or the exception of each item at fault: halved until it stands alone."""
         try:
-            answers = runner.run(works)
-            if len(answers) != len(works):
-                raise RuntimeError(f"{len(works)} works gave {len(answers)} answers")
-            return list(answers)
+            results = runner.run(queries)
+            if len(results) != len(queries):
+                raise RuntimeError(f"{len(queries)} queries gave {len(results)} results")
+            return list(results)
         except Exception as error:
-            if len(works) == 1:
+            if len(queries) == 1:
                 return [error if isinstance(error, BioseqError) else _without_text(error)]
-        half = len(works) // 2
-        return self._run(runner, works[:half]) + self._run(runner, works[half:])
+        half = len(queries) // 2
+        return self._run(runner, queries[:half]) + self._run(runner, queries[half:])
 
     def _fail_all(self, error: Exception) -> None:
         with self._wake:

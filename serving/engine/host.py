@@ -110,12 +110,12 @@ class Host:
         slot = await self._slot(exact)
         # The second run is measured; the first pays for lazy initialisation.
         for _ in range(2):
-            from bioseq.backbones.pooling import EmbedAsk
+            from bioseq.backbones.pooling import EmbedOptions
 
             probe = "ACDEFGHIKLMNPQRSTVWY" * 10 if slot.predictor.alphabet.name == "protein" else "ACGN" * 50
             probe = probe[: slot.predictor.max_residues]
-            works = [slot.predictor.prepare(probe, embed=EmbedAsk()) for _ in range(4)]
-            await self.engine.submit(slot.predictor, works, admitted=True)
+            queries = [slot.predictor.prepare(probe, embed=EmbedOptions()) for _ in range(4)]
+            await self.engine.submit(slot.predictor, queries, admitted=True)
 
     def status(self) -> dict[str, Any]:
         return {
@@ -211,49 +211,48 @@ class Host:
     # -- asks ----------------------------------------------------------------------------------------------
 
     async def _sequences(self, predictor: Predictor, ask: Ask) -> Reply:
-        from bioseq.backbones.pooling import EmbedAsk
+        from bioseq.backbones.pooling import EmbedOptions
 
         what: dict[str, Any] = {"long_sequences": ask.long_sequences}
         if ask.kind == "embed":
             o = ask.options
-            what["embed"] = EmbedAsk(o["pooling"], tuple(o["layers"]), o["per_residue"])
+            what["embed"] = EmbedOptions(o["pooling"], tuple(o["layers"]), o["per_residue"])
         elif ask.kind == "logits":
             _need_lm_head(predictor)
             what["logits"] = "all"
         else:
             what["heads"], what["nearest"] = ask.heads, ask.options["nearest"]
-        works = [predictor.prepare(s, index=i, **what) for i, s in enumerate(ask.sequences)]
-        answers = await self.engine.submit(predictor, works, admitted=ask.admitted)
-        _raise_first(answers)
-        notes = tuple(a.notes for a in answers)
+        queries = [predictor.prepare(s, index=i, **what) for i, s in enumerate(ask.sequences)]
+        results = await self.engine.submit(predictor, queries, admitted=ask.admitted)
+        _raise_first(results)
+        notes = tuple(r.notes for r in results)
         if ask.kind == "predict":
-            return Reply(predictions=[a.predictions for a in answers], notes=notes)
-        rows = [a.embedding if ask.kind == "embed" else a.logits for a in answers]
+            return Reply(predictions=[r.predictions for r in results], notes=notes)
+        rows = [r.embedding if ask.kind == "embed" else r.logits for r in results]
         ragged = ask.kind == "logits" or ask.options["per_residue"]
         return Reply(arrays=rows if ragged else np.stack(rows), notes=notes)
 
     async def _variants(self, predictor: Predictor, ask: Ask) -> Reply:
-        from bioseq.inference import variants
+        from bioseq.inference.variants import Plan, WildType, plan_scan, plan_scores
 
         _need_lm_head(predictor)
         o = ask.options
-        how = {"strategy": o["strategy"], "long_sequences": ask.long_sequences}
-        if ask.kind == "scan":
-            plan = await asyncio.to_thread(variants.plan_scan, predictor, ask.sequences[0], **how)
-        else:
-            plan = await asyncio.to_thread(
-                variants.plan_scores, predictor, ask.sequences[0], o["mutants"], **how
-            )
-        answers = await self.engine.submit(predictor, plan.works, admitted=ask.admitted)
-        _raise_first(answers)
-        scored = plan.finish(answers)
+
+        def planned() -> Plan:
+            wild = WildType.prepare(predictor, ask.sequences[0], o["strategy"], ask.long_sequences)
+            return plan_scan(wild) if ask.kind == "scan" else plan_scores(wild, wild.read(o["mutants"]))
+
+        plan = await asyncio.to_thread(planned)
+        results = await self.engine.submit(predictor, plan.queries, admitted=ask.admitted)
+        _raise_first(results)
+        scored = plan.finish(results)
         if ask.kind == "scan":
             return Reply(arrays=[scored.values], notes=(tuple(scored.notes),))
         return Reply(scores=[float(v) for v in scored.values], notes=(tuple(scored.notes),))
 
 
 def _need_lm_head(predictor: Predictor) -> None:
-    if predictor.encoder.lm_head is None:
+    if not predictor.has_lm_head:
         from bioseq.errors import SpecError
 
         raise SpecError(
@@ -261,11 +260,11 @@ def _need_lm_head(predictor: Predictor) -> None:
         )
 
 
-def _raise_first(answers: list[Any]) -> None:
+def _raise_first(results: list[Any]) -> None:
     """A request is answered whole or not at all: the first item's error is the request's."""
-    for answer in answers:
-        if isinstance(answer, EngineDead):
-            raise answer
-    for answer in answers:
-        if isinstance(answer, BaseException):
-            raise answer
+    for result in results:
+        if isinstance(result, EngineDead):
+            raise result
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result

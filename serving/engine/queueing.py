@@ -1,4 +1,4 @@
-"""What the batcher is made of: its errors, the protocols of works and runners, tickets and queue items."""
+"""What the batcher is made of: its errors, the protocols of queries and runners, tickets and queue items."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ class EngineDead(ServiceError):
 
 
 class Runnable(Protocol):
-    """One sequence's prepared ask."""
+    """One prepared query of a sequence."""
 
     @property
     def tokens(self) -> int: ...
 
 
 class Runner(Protocol):
-    """What turns works into answers, in order: a `bioseq.inference.predictor.Predictor`."""
+    """What turns queries into results, in order: a `bioseq.inference.predictor.Predictor`."""
 
     budget: int
 
-    def run(self, works: Sequence[Any]) -> list[Any]: ...
+    def run(self, queries: Sequence[Any]) -> list[Any]: ...
 
 
 class Observer(Protocol):
@@ -104,6 +104,6 @@ class Item:
     number: int
     ticket: Ticket = field(compare=False)
     place: int = field(compare=False)
-    work: Any = field(compare=False)
+    query: Any = field(compare=False)
     tokens: int = field(compare=False)
     runner: Any = field(compare=False)

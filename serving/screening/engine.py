@@ -23,7 +23,7 @@ from serving.screening.tables.columns import HeadColumns
 
 
 @dataclass(slots=True)
-class Result:
+class Screened:
     """Of one sequence: `cells` of all heads, or `error` ("code: message"). `embedding` float32 [D] if asked."""
 
     cells: dict[str, Any] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Result:
 
 
 class Engine(Protocol):
-    def run(self, sequences: Sequence[str], embed: Sequence[bool]) -> list[Result]:
+    def run(self, sequences: Sequence[str], embed: Sequence[bool]) -> list[Screened]:
         """Results in order. Must be a pure function of its input: a shard computed twice gives equal bytes."""
         ...
 
@@ -88,7 +88,7 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-def isolate(compute: Callable[[list[int]], list[Result]], places: list[int]) -> dict[int, Result]:
+def isolate(compute: Callable[[list[int]], list[Screened]], places: list[int]) -> dict[int, Screened]:
     """Results by place; an error costs only the sequence that causes it, found by halving.
 
     Out of memory halves the batch, down to a sequence that does not fit alone. What concerns the whole run (a
@@ -107,7 +107,7 @@ def isolate(compute: Callable[[list[int]], list[Result]], places: list[int]) -> 
             else:
                 # Only the kind: the text of a foreign exception may hold residues
                 text = f"internal: {type(error).__name__} in the engine."
-            return {places[0]: Result(error=text)}
+            return {places[0]: Screened(error=text)}
     # Outside of `except`, so that the failed batch's tensors are free while the halves run
     half = len(places) // 2
     return isolate(compute, places[:half]) | isolate(compute, places[half:])
@@ -201,30 +201,30 @@ class PredictorEngine:
                 raise ArtefactError(f"the head {head.name} changed while the run was going.", hint=_PUT_BACK)
             self.predictor.load_head(head.name, Head.load(bundle))
 
-    def run(self, sequences: Sequence[str], embed: Sequence[bool]) -> list[Result]:
-        from bioseq.backbones.pooling import EmbedAsk
+    def run(self, sequences: Sequence[str], embed: Sequence[bool]) -> list[Screened]:
+        from bioseq.backbones.pooling import EmbedOptions
 
         names = tuple(h.name for h in self.factory.heads)
-        results: dict[int, Result] = {}
-        works: dict[int, Any] = {}
+        results: dict[int, Screened] = {}
+        queries: dict[int, Any] = {}
         for i, (sequence, wanted) in enumerate(zip(sequences, embed)):
             try:
                 self._judge(sequence)
-                works[i] = self.predictor.prepare(
+                queries[i] = self.predictor.prepare(
                     sequence,
-                    embed=EmbedAsk() if wanted else None,
+                    embed=EmbedOptions() if wanted else None,
                     heads=names,
                     long_sequences=self.factory.long_sequences,  # type: ignore[arg-type]
                 )
             except SequenceError as error:
-                results[i] = Result(error=f"{error.code}: {error.bare}")
+                results[i] = Screened(error=f"{error.code}: {error.bare}")
 
-        def compute(places: list[int]) -> list[Result]:
-            answers = self.predictor.run([works[i] for i in places])
-            return [self._result(sequences[i], answer) for i, answer in zip(places, answers, strict=True)]
+        def compute(places: list[int]) -> list[Screened]:
+            found = self.predictor.run([queries[i] for i in places])
+            return [self._result(sequences[i], result) for i, result in zip(places, found, strict=True)]
 
-        if works:
-            results |= isolate(compute, list(works))
+        if queries:
+            results |= isolate(compute, list(queries))
         return [results[i] for i in range(len(sequences))]
 
     def _judge(self, sequence: str) -> None:
@@ -239,17 +239,17 @@ class PredictorEngine:
                     if block != "embedding":
                         features.compute(block, [clean(sequence)], head.context)
 
-    def _result(self, sequence: str, answer: Any) -> Result:
+    def _result(self, sequence: str, result: Any) -> Screened:
         cells: dict[str, Any] = {}
         try:
             for head in self.factory.heads:
-                cells |= head.cells(answer.predictions[head.name])
+                cells |= head.cells(result.predictions[head.name])
         except BioseqError as error:
-            return Result(error=f"{error.code}: {error.message}")
+            return Screened(error=f"{error.code}: {error.message}")
         # What the alphabet did to the letters is in the index already, record by record
-        told = self.predictor.alphabet.encode(sequence).notes if answer.notes else ()
-        note = "; ".join(n for n in answer.notes if n not in told)
-        return Result(cells, note=note or None, embedding=answer.embedding)
+        told = self.predictor.alphabet.encode(sequence).notes if result.notes else ()
+        note = "; ".join(n for n in result.notes if n not in told)
+        return Screened(cells, note=note or None, embedding=result.embedding)
 
 
 # As in `bioseq.inference.predictor`, whose import would bring torch into the driver; a test holds the two equal

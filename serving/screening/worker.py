@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from bioseq.errors import BioseqError, OutputError
 from bioseq.output import atomic_file
-from serving.screening.engine import Engine, EngineFactory, Result
+from serving.screening.engine import Engine, EngineFactory, Screened
 from serving.screening.folder import Receipt, file_sha256
 from serving.screening.tables.columns import part_schema
 
@@ -151,7 +151,7 @@ class ShardWorker:
         embed = [int(units[i]) % self.stride == 0 for i in places]
         found = self.engine.run([sequences[i] for i in places], embed) if places else []
         busy = time.perf_counter() - busy
-        results = [Result(error=KILLED)] * len(sequences)
+        results = [Screened(error=KILLED)] * len(sequences)
         for i, result in zip(places, found, strict=True):
             results[i] = result
         receipt = self.write(shard, units, results, tokens, started, busy, cpu)
@@ -162,7 +162,7 @@ class ShardWorker:
         self,
         shard: int,
         units: np.ndarray,
-        results: list[Result],
+        results: list[Screened],
         tokens: int,
         started: float,
         busy: float,

@@ -12,7 +12,7 @@ import torch
 import bioseq
 from bioseq.backbones.packed.config import CONFIGS, ModelConfig
 from bioseq.backbones.packed.encoder import PackedEncoder
-from bioseq.backbones.pooling import EmbedAsk
+from bioseq.backbones.pooling import EmbedOptions
 from bioseq.errors import IllegalResidueError, ResourceError, SequenceTooLongError, SpecError
 from bioseq.inference.predictor import Predictor
 from bioseq.sequences.fasta import Record
@@ -79,8 +79,8 @@ def test_lower_case_stop_and_j(mixed: list[str]) -> None:
     model = make()
     plain, changed = model.embed([mixed[0], mixed[0].lower() + "*"])
     assert worst([changed], [plain]) <= 1e-6
-    work = model.prepare("MKJ*", embed=EmbedAsk())
-    assert work.notes == ("stop codon '*' at the end dropped", "1 J read as X")
+    query = model.prepare("MKJ*", embed=EmbedOptions())
+    assert query.notes == ("stop codon '*' at the end dropped", "1 J read as X")
 
 
 def test_too_long_is_refused_and_says_the_limit() -> None:
@@ -131,10 +131,10 @@ def test_logits_at_places_are_rows_of_all_logits(mixed: list[str]) -> None:
     model = make()
     everything = model.logits([mixed[0]])[0]
     places = np.array([5, 0, 17])
-    works = [model.prepare(mixed[1], embed=EmbedAsk()), model.prepare(mixed[0], logits=places)]
-    answers = model.run(works)
-    assert answers[0].logits is None and answers[1].embedding is None
-    assert worst([answers[1].logits], [everything[places]]) <= 1e-5
+    queries = [model.prepare(mixed[1], embed=EmbedOptions()), model.prepare(mixed[0], logits=places)]
+    results = model.run(queries)
+    assert results[0].logits is None and results[1].embedding is None
+    assert worst([results[1].logits], [everything[places]]) <= 1e-5
 
 
 def test_errors_name_the_place_not_the_sequence() -> None:
@@ -168,7 +168,7 @@ def test_a_device_that_is_not_there() -> None:
 
 
 def test_out_of_memory_is_tried_again_smaller(mixed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch that does not fit is halved until it does; the answers stay the same, every one once."""
+    """A batch that does not fit is halved until it does; the results stay the same, every one once."""
     model = make(budget=8192, threads=1)
     expected = model.embed(mixed[:20])
     forward, sizes = PackedEncoder.forward, []

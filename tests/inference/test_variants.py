@@ -23,25 +23,36 @@ from bioseq.errors import (
     SequenceTooLongError,
     SpecError,
 )
-from bioseq.inference import variants
-from bioseq.inference.predictor import Answer, Predictor
-from bioseq.inference.variants import (
-    Mutation,
-    Variant,
-    apply,
-    between,
-    parse,
-    plan_scan,
-    plan_scores,
-    singles,
-    window_around,
-)
+from bioseq.inference import scoring
+from bioseq.inference.predictor import Predictor
+from bioseq.inference.query import Result
+from bioseq.inference.scoring import scan_sites, score_variants
+from bioseq.inference.variants import STRATEGIES, Plan, WildType, plan_scan, plan_scores, window_around
 from bioseq.sequences.alphabet import dna, protein
 from bioseq.sequences.fasta import Record, read_fasta
+from bioseq.sequences.mutations import Mutation, Variant, apply, between, parse, singles
 
 DATA = Path(__file__).parent.parent / "data"
 STANDARD = protein().standard
 WILD = "MKTAYIAKQRQISFVKSHFSRQ"
+
+
+def score(model, *args, **options) -> list[float]:
+    return score_variants(model, *args, **options).values.tolist()
+
+
+def scan(model, *args, **options) -> np.ndarray:
+    return scan_sites(model, *args, **options).values
+
+
+def scores_plan(model, wild_type, mutants, strategy="masked-marginals") -> Plan:
+    wild = WildType.prepare(model, wild_type, strategy)
+    return plan_scores(wild, wild.read(mutants))
+
+
+def scan_plan(model, sequence, strategy="masked-marginals") -> Plan:
+    return plan_scan(WildType.prepare(model, sequence, strategy))
+
 
 # ------------------------------------------------------------------------------------------------ notation
 
@@ -123,7 +134,7 @@ class Toy:
         self.max_residues = max_residues
         self.alphabet = protein()
         self.name = "toy"
-        self.encoder = type("Encoder", (), {"lm_head": True})()
+        self.has_lm_head = True
         self.seen: list[tuple[bytes, int]] = []
         self.prepare = Predictor.prepare.__get__(self)
 
@@ -131,17 +142,17 @@ class Toy:
         seed = int.from_bytes(ids.tobytes()[-64:].rjust(64, b"\0"), "little") % (2**63) + len(ids)
         return np.random.default_rng(seed).normal(0, 3, (len(ids), len(self.alphabet))).astype(np.float32)
 
-    def run(self, works, *, progress=None):
-        answers = []
-        for work in works:
-            assert len(work.cover) == 1 and work.cover[0].end == len(work.ids) <= self.max_residues
-            full = self.logits_of(work.ids)
-            self.seen.append((work.ids.tobytes(), work.tokens))
-            at = slice(None) if isinstance(work.logits_at, str) else work.logits_at
-            answers.append(Answer(logits=full[at]))
+    def run(self, queries, *, progress=None):
+        results = []
+        for query in queries:
+            assert len(query.cover) == 1 and query.cover[0].end == len(query.ids) <= self.max_residues
+            full = self.logits_of(query.ids)
+            self.seen.append((query.ids.tobytes(), query.tokens))
+            at = slice(None) if isinstance(query.logits_at, str) else query.logits_at
+            results.append(Result(logits=full[at]))
             if progress is not None:
                 progress.add(1)
-        return answers
+        return results
 
     def log_p(self, text: list[str]) -> np.ndarray:
         """[L, V] by the textbook, for a list of tokens."""
@@ -168,10 +179,10 @@ def reference(toy, wild_type: str, variant: Variant, strategy: str) -> float:
 CHOICES = ["T3S", "M1A:Q22W", "A4G:Y5F:I6V", "K8R", "WT", "A7A", "A7A:K8R"]
 
 
-@pytest.mark.parametrize("strategy", variants.STRATEGIES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_scores_equal_the_written_formulas(strategy):
     toy = Toy()
-    got = variants.score(toy, WILD, CHOICES, strategy=strategy)
+    got = score(toy, WILD, CHOICES, strategy=strategy)
     want = [reference(toy, WILD, parse(c, WILD), strategy) for c in CHOICES]
     np.testing.assert_allclose(got, want, atol=1e-9)
     assert got[4] == got[5] == 0.0
@@ -179,15 +190,15 @@ def test_scores_equal_the_written_formulas(strategy):
     assert min(abs(v) for v in (got[:4])) > 1e-3  # the comparison is of something
 
 
-@pytest.mark.parametrize("strategy", variants.STRATEGIES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_scans_equal_scores_of_all_singles(strategy):
     toy = Toy()
     short = WILD[:9]
-    table = variants.scan(toy, short, strategy)
+    table = scan(toy, short, strategy=strategy)
     assert table.shape == (9, 20) and table.dtype == np.float32
     for i, a in enumerate(short):
         assert table[i, STANDARD.index(a)] == 0.0
-    scores = variants.score(toy, short, singles(short), strategy=strategy)
+    scores = score(toy, short, singles(short), strategy=strategy)
     np.testing.assert_allclose(table[table != 0], scores, rtol=1e-6)
     # and each lies where its letter says
     cell = table[3, STANDARD.index("W")]
@@ -196,44 +207,46 @@ def test_scans_equal_scores_of_all_singles(strategy):
 
 def test_equal_contexts_are_computed_once():
     toy = Toy()
-    assert len(plan_scan(toy, WILD).works) == len(WILD)
-    assert len(plan_scan(toy, WILD, strategy="wt-marginals").works) == 1
-    assert len(plan_scores(toy, WILD, singles(WILD)).works) == len(WILD)
-    assert len(plan_scores(toy, WILD, ["A4G:K8R", "K8E:A4V", "A4W:K8W", "A4G", "WT"]).works) == 2
-    assert plan_scores(toy, WILD, ["WT"]).works == []
+    assert len(scan_plan(toy, WILD).queries) == len(WILD)
+    assert len(scan_plan(toy, WILD, strategy="wt-marginals").queries) == 1
+    assert len(scores_plan(toy, WILD, singles(WILD)).queries) == len(WILD)
+    assert len(scores_plan(toy, WILD, ["A4G:K8R", "K8E:A4V", "A4W:K8W", "A4G", "WT"]).queries) == 2
+    assert scores_plan(toy, WILD, ["WT"]).queries == []
     # wild type L, and L - 1 more for each single mutant: the mutated position's context is shared.
-    assert len(plan_scores(toy, WILD, ["A4G", "K8R"], strategy="pseudo-log-likelihood").works) == 22 + 2 * 21
+    assert (
+        len(scores_plan(toy, WILD, ["A4G", "K8R"], strategy="pseudo-log-likelihood").queries) == 22 + 2 * 21
+    )
 
 
 def test_only_the_masked_rows_are_asked_for():
-    for work in plan_scores(Toy(), WILD, ["A4G:K8R", "M1A"]).works:
-        places = np.flatnonzero(work.ids == protein().mask_id)
-        assert isinstance(work.logits_at, np.ndarray)
-        assert work.logits_at.tolist() == places.tolist()
-        assert work.tokens == len(WILD) + 2
+    for query in scores_plan(Toy(), WILD, ["A4G:K8R", "M1A"]).queries:
+        places = np.flatnonzero(query.ids == protein().mask_id)
+        assert isinstance(query.logits_at, np.ndarray)
+        assert query.logits_at.tolist() == places.tolist()
+        assert query.tokens == len(WILD) + 2
 
 
 def test_long_tables_run_in_chunks_with_the_same_scores(monkeypatch):
     toy = Toy()
     every = singles(WILD)[:60]
-    for strategy in variants.STRATEGIES:
-        whole = variants.score(toy, WILD, every, strategy=strategy)
-        monkeypatch.setattr(variants, "_MAX_WORKS", 50)
-        assert variants.score(toy, WILD, every, strategy=strategy) == whole
+    for strategy in STRATEGIES:
+        whole = score(toy, WILD, every, strategy=strategy)
+        monkeypatch.setattr(scoring, "_MAX_QUERIES", 50)
+        assert score(toy, WILD, every, strategy=strategy) == whole
         monkeypatch.undo()
 
 
 def test_progress_counts_every_variant(capsys):
-    variants.score(Toy(), WILD, singles(WILD)[:40], progress=True)
+    score(Toy(), WILD, singles(WILD)[:40], progress=True)
     assert "scoring: 100 % (40/40 variants" in capsys.readouterr().err
-    variants.scan(Toy(), WILD, progress=True)
+    scan(Toy(), WILD, progress=True)
     assert f"scanning: 100 % ({len(WILD)}/{len(WILD)} passes" in capsys.readouterr().err
 
 
 def test_nothing_is_computed_before_all_is_checked():
     toy = Toy()
     with pytest.raises(MutationError, match="variant 2"):
-        variants.score(toy, WILD, ["A4G", "A5G"])
+        score(toy, WILD, ["A4G", "A5G"])
     assert toy.seen == []
 
 
@@ -248,35 +261,35 @@ def test_nothing_is_computed_before_all_is_checked():
 )
 def test_bad_wild_types(wild_type, error):
     with pytest.raises(error):
-        variants.score(Toy(), wild_type, ["M1A"])
+        score(Toy(), wild_type, ["M1A"])
     with pytest.raises(error):
-        variants.scan(Toy(), wild_type)
+        scan(Toy(), wild_type)
 
 
 def test_wrong_use_is_told():
     with pytest.raises(SpecError, match="strategy: 'magic'"):
-        variants.score(Toy(), WILD, ["A4G"], strategy="magic")
+        score(Toy(), WILD, ["A4G"], strategy="magic")
     with pytest.raises(SpecError, match="long_sequences"):
-        variants.score(Toy(), WILD, ["A4G"], long_sequences="truncate")
+        score(Toy(), WILD, ["A4G"], long_sequences="truncate")
     with pytest.raises(SpecError, match="list of variants"):
-        variants.score(Toy(), WILD, "A4G")
+        score(Toy(), WILD, "A4G")
     headless = Toy()
-    headless.encoder.lm_head = None
+    headless.has_lm_head = False
     with pytest.raises(BioseqError, match="no language-model head"):
-        variants.scan(headless, WILD)
+        scan(headless, WILD)
 
 
 def test_no_variants_no_scores():
-    assert variants.score(Toy(), WILD, []) == []
+    assert score(Toy(), WILD, []) == []
 
 
 def test_notes_tell_what_was_done():
-    scored = variants.score_variants(Toy(), "MKXAJL*", ["M1A"])
+    scored = score_variants(Toy(), "MKXAJL*", ["M1A"])
     assert any("stop codon" in n for n in scored.notes)
     assert any("J read as X" in n for n in scored.notes)
     assert any("has J, X" in n for n in scored.notes)
-    assert variants.score_variants(Toy(), WILD.lower(), ["T3S"]).notes == ()
-    assert variants.score(Toy(), WILD.lower(), ["T3S"]) == variants.score(Toy(), WILD, ["T3S"])
+    assert score_variants(Toy(), WILD.lower(), ["T3S"]).notes == ()
+    assert score(Toy(), WILD.lower(), ["T3S"]) == score(Toy(), WILD, ["T3S"])
 
 
 # ------------------------------------------------------------------------------------------ long sequences
@@ -299,15 +312,13 @@ def test_a_window_holds_its_places_and_is_as_large_as_may_be(length, limit, data
 def test_long_wild_types_are_refused_or_windowed_and_told():
     toy = Toy(max_residues=10)
     with pytest.raises(SequenceTooLongError, match="22 residues; the limit is 10"):
-        variants.score(toy, WILD, ["T3S"])
+        score(toy, WILD, ["T3S"])
     for strategy in ("masked-marginals", "pseudo-log-likelihood"):
-        scored = variants.score_variants(
-            toy, WILD, ["T3S", "H18A:S17G"], strategy=strategy, long_sequences="window"
-        )
+        scored = score_variants(toy, WILD, ["T3S", "H18A:S17G"], strategy=strategy, long_sequences="window")
         assert any("10 residues around its masked positions" in n for n in scored.notes)
         assert np.abs(scored.values).min() > 1e-6
     with pytest.raises(MutationError, match="positions 1 and 22 do not fit"):
-        variants.score(toy, WILD, ["M1A:Q22W"], long_sequences="window")
+        score(toy, WILD, ["M1A:Q22W"], long_sequences="window")
 
 
 def test_a_window_scores_as_its_residues_alone_would():
@@ -316,14 +327,12 @@ def test_a_window_scores_as_its_residues_alone_would():
     part = WILD[window.start : window.end]
     at = 12 - window.start
     old = WILD[11]
-    assert variants.score(toy, WILD, [f"{old}12W"], long_sequences="window") == variants.score(
-        toy, part, [f"{old}{at}W"]
-    )
+    assert score(toy, WILD, [f"{old}12W"], long_sequences="window") == score(toy, part, [f"{old}{at}W"])
 
 
 def test_pll_of_a_long_sequence_leaves_out_far_windows_only():
     toy = Toy(max_residues=7)
-    got = variants.score(toy, WILD, ["A4G"], strategy="pseudo-log-likelihood", long_sequences="window")[0]
+    got = score(toy, WILD, ["A4G"], strategy="pseudo-log-likelihood", long_sequences="window")[0]
     mutant = apply(WILD, parse("A4G", WILD))
 
     def pll(y: str) -> float:
@@ -373,7 +382,7 @@ def brute(model: Predictor, wild_type: str, text: str, strategy: str) -> float:
     return sum(table[i, token(mutant[i])] - table[i, token(wild_type[i])] for i in places)
 
 
-@pytest.mark.parametrize("strategy", variants.STRATEGIES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_packed_batched_way_equals_one_sequence_at_a_time(model, strategy):
     texts = ["T3S", "M1A:Q22W", "A4G:Y5F:I6V", "K8R"]
     got = model.score(WILD, texts, strategy=strategy)
@@ -404,9 +413,7 @@ def test_scan_of_a_real_protein(model):
 def test_wt_marginals_of_a_long_sequence_use_the_tapered_windows(model):
     short = Predictor(model.encoder, name="short", threads=1)
     short.max_residues = 16
-    scored = variants.score_variants(
-        short, WILD, ["A4G", "R21K"], strategy="wt-marginals", long_sequences="window"
-    )
+    scored = score_variants(short, WILD, ["A4G", "R21K"], strategy="wt-marginals", long_sequences="window")
     assert any("2 windows of 16" in n for n in scored.notes)
     (logits,) = short.logits([WILD], long_sequences="window")
     table = torch.log_softmax(torch.from_numpy(logits).double(), -1).numpy()
@@ -428,28 +435,28 @@ def test_the_gb1_table_parses_and_scores(model):
         rows = list(csv.DictReader(handle))
     for row in rows:
         assert str(between(wild.sequence, row["sequence"])) == row["mutant"]
-    plan = plan_scores(model, wild, [r["mutant"] for r in rows])
+    plan = scores_plan(model, wild, [r["mutant"] for r in rows])
     sites = {tuple(m.position for m in parse(r["mutant"], wild.sequence).mutations) for r in rows} - {()}
-    assert len(plan.works) == len(sites) <= 15  # four sites vary
-    values = plan.finish(model.run(plan.works)).values
+    assert len(plan.queries) == len(sites) <= 15  # four sites vary
+    values = plan.finish(model.run(plan.queries)).values
     assert values[0] == 0.0 and np.isfinite(values).all() and len(set(values.tolist())) > 50
 
 
 def test_plans_of_many_requests_may_share_one_run(model):
-    """What a server does: works of several plans in one list, answers dealt back."""
-    first = plan_scores(model, WILD, ["A4G", "K8R"])
-    second = plan_scan(model, WILD[:12])
-    answers = model.run([*first.works, *second.works])
+    """What a server does: queries of several plans in one list, results dealt back."""
+    first = scores_plan(model, WILD, ["A4G", "K8R"])
+    second = scan_plan(model, WILD[:12])
+    results = model.run([*first.queries, *second.queries])
     mixed = (
-        first.finish(answers[: len(first.works)]).values,
-        second.finish(answers[len(first.works) :]).values,
+        first.finish(results[: len(first.queries)]).values,
+        second.finish(results[len(first.queries) :]).values,
     )
     np.testing.assert_allclose(mixed[0], model.score(WILD, ["A4G", "K8R"]), atol=2e-5)
     np.testing.assert_allclose(mixed[1], model.scan(WILD[:12]), atol=2e-5)
 
 
 def test_one_letter_proteins_can_be_scored(model):
-    for strategy, letter in itertools.product(variants.STRATEGIES, "MW"):
+    for strategy, letter in itertools.product(STRATEGIES, "MW"):
         assert np.isfinite(model.score(letter, [f"{letter}1A"], strategy=strategy)).all()
 
 

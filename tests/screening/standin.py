@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.screening.engine import Result, isolate
+from serving.screening.engine import Screened, isolate
 from serving.screening.tables.columns import HeadColumns
 
 HEADS = (
@@ -60,14 +60,14 @@ class _StandInEngine:
     def __init__(self, settings: StandIn):
         self.settings = settings
 
-    def run(self, sequences: Sequence[str], embed: Sequence[bool]) -> list[Result]:
+    def run(self, sequences: Sequence[str], embed: Sequence[bool]) -> list[Screened]:
         s = self.settings
         if s.fatal and not os.path.exists(s.fatal):
             raise FileNotFoundError(2, "No such file or directory", s.fatal)
         if s.seconds:
             time.sleep(s.seconds)
 
-        def compute(places: list[int]) -> list[Result]:
+        def compute(places: list[int]) -> list[Screened]:
             if sum(len(sequences[i]) for i in places) > s.fits:
                 raise MemoryError
             if s.trip and any(s.trip in sequences[i] for i in places):
@@ -79,7 +79,7 @@ class _StandInEngine:
         done = isolate(compute, list(range(len(sequences))))
         return [done[i] for i in range(len(sequences))]
 
-    def _one(self, sequence: str, embed: bool) -> Result:
+    def _one(self, sequence: str, embed: bool) -> Screened:
         digest = hashlib.blake2b(sequence.encode(), digest_size=32).digest()
         a, b, c, ood = (digest[k] / 255 for k in range(4))
         value = 4 * a - 2
@@ -103,4 +103,4 @@ class _StandInEngine:
             if embed
             else None
         )
-        return Result(cells, embedding=vector)
+        return Screened(cells, embedding=vector)

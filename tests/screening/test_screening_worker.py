@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 from standin import StandIn
 
-from serving.screening.engine import Result, isolate
+from serving.screening.engine import Screened, isolate
 from serving.screening.units import SHARD_SCHEMA
 from serving.screening.worker import ShardWorker
 
@@ -137,7 +137,7 @@ def test_one_record_that_raises_costs_no_other():
 
 
 def test_isolate_raises_what_concerns_the_run():
-    def compute(places: list[int]) -> list[Result]:
+    def compute(places: list[int]) -> list[Screened]:
         raise FileNotFoundError(2, "No such file", "/model")
 
     with pytest.raises(FileNotFoundError):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bioseq.backbones.pooling import EmbedAsk
+from bioseq.backbones.pooling import EmbedOptions
 from bioseq.errors import OutputError
 from bioseq.output import atomic_file
 from bioseq.progress import Progress
@@ -27,7 +27,7 @@ def cache_folder(given: str | None = None) -> Path:
     return Path(given or os.environ.get("BIOSEQ_CACHE") or Path.home() / ".cache" / "bioseq")
 
 
-def _key(predictor: Predictor, sequences: Sequence[str], ask: EmbedAsk, kept: str) -> str:
+def _key(predictor: Predictor, sequences: Sequence[str], ask: EmbedOptions, kept: str) -> str:
     digest = hashlib.sha256()
     settings = (predictor.hash, predictor.dtype, predictor.device.type, ask, kept, predictor.max_residues)
     digest.update(repr(settings).encode())
@@ -40,7 +40,7 @@ def embed_cached(
     predictor: Predictor,
     sequences: Sequence[str],
     *,
-    ask: EmbedAsk | None = None,
+    ask: EmbedOptions | None = None,
     cache: str | None = None,
     label: str = "embedding",
     progress: bool = True,
@@ -48,7 +48,7 @@ def embed_cached(
     """(embeddings in order, whether they came from the cache). Pooled ones are float32 [D]; per residue they
     are float16 [L, D], which halves memory and costs less than the head's own noise. Long sequences are
     windowed. An unwritable cache is passed over."""
-    ask = ask or EmbedAsk()
+    ask = ask or EmbedOptions()
     kept = np.float16 if ask.per_residue else np.float32
     file = cache_folder(cache) / f"{_key(predictor, sequences, ask, kept.__name__)}.safetensors"
     if predictor.hash and file.is_file():
@@ -57,13 +57,13 @@ def embed_cached(
     with Progress(len(sequences), label, unit="sequences", enabled=progress) as bar:
         for at in range(0, len(sequences), CHUNK):
             chunk = sequences[at : at + CHUNK]
-            works = [
+            queries = [
                 predictor.prepare(s, embed=ask, long_sequences="window", index=at + i)
                 for i, s in enumerate(chunk)
             ]
-            for answer in predictor.run(works):
-                assert answer.embedding is not None
-                rows.append(answer.embedding.astype(kept))
+            for result in predictor.run(queries):
+                assert result.embedding is not None
+                rows.append(result.embedding.astype(kept))
             bar.add(len(chunk))
     if predictor.hash and sum(r.nbytes for r in rows) <= LARGEST:
         _write(file, rows)
@@ -82,7 +82,7 @@ def _write(file: Path, rows: list[np.ndarray]) -> None:
         return  # a cache is a convenience
 
 
-def _read(file: Path, sequences: Sequence[str], ask: EmbedAsk) -> list[np.ndarray]:
+def _read(file: Path, sequences: Sequence[str], ask: EmbedOptions) -> list[np.ndarray]:
     from safetensors.numpy import load_file
 
     data = load_file(file)

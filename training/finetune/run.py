@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from bioseq.backbones.pooling import EmbedAsk
+from bioseq.backbones.pooling import EmbedOptions
 from bioseq.bundles.bundle import Bundle, write_bundle
 from bioseq.bundles.manifest import check_name
 from bioseq.errors import BundleError, RegistryError, TableError
@@ -275,7 +275,7 @@ def _frozen(spec: FinetuneSpec, parts: dict[str, Labels], predictor: Predictor) 
 def _residues(spec: FinetuneSpec, parts: dict[str, Labels], predictor: Predictor) -> Fit:
     from training.finetune.residues import HIDDEN, KERNEL, fit_residues
 
-    ask = EmbedAsk(per_residue=True)
+    ask = EmbedOptions(per_residue=True)
     features = {
         part: embed_cached(
             predictor, some.sequences, ask=ask, cache=spec.cache, label=f"embedding the {part} rows"

@@ -24,7 +24,7 @@ from bioseq.backbones import lora as adapters
 from bioseq.backbones.packed.config import ModelConfig
 from bioseq.backbones.packed.encoder import PackedEncoder
 from bioseq.backbones.packed.weights import build_encoder
-from bioseq.backbones.pooling import EmbedAsk
+from bioseq.backbones.pooling import EmbedOptions
 from bioseq.heads.head import clean
 from bioseq.inference import batching
 from bioseq.inference.batching import SPECIAL_TOKENS
@@ -126,7 +126,7 @@ def fit_tuned(
     tuned = Predictor(
         encoder, name=NAME, alphabet=predictor.alphabet, dtype=predictor.dtype, device=str(predictor.device)
     )
-    ask = EmbedAsk(per_residue=residue)
+    ask = EmbedOptions(per_residue=residue)
     features: dict[str, Any] = {}
     for part, some in parts.items():
         rows, _ = embed_cached(tuned, some.sequences, ask=ask, label=f"tuned embeddings of the {part} rows")

@@ -181,7 +181,7 @@ def clean_sequences(texts: Sequence[str], alphabet: Alphabet, max_residues: int 
 
 
 def _variants(columns: dict[str, list[str]], path: object, wild_type: str | None) -> tuple[list[str], str]:
-    from bioseq.inference import variants
+    from bioseq.sequences.mutations import apply, parse
 
     if wild_type is None:
         wild = {w.upper() for w in _column(columns, "wild_type", path) if w}
@@ -192,7 +192,7 @@ def _variants(columns: dict[str, list[str]], path: object, wild_type: str | None
     out, bad, first = [], [], ""
     for row, text in enumerate(columns["mutant"], 1):
         try:
-            out.append(variants.apply(wild_type, variants.parse(text, wild_type)))
+            out.append(apply(wild_type, parse(text, wild_type)))
         except MutationError as error:
             bad.append(row)
             first = first or str(error)
