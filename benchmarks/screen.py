@@ -62,6 +62,7 @@ screen.child(json.loads(sys.argv[1]))
 def child(ask: dict[str, Any]) -> None:
     """One screen in this process; prints what was measured as one line of JSON."""
     sys.path.insert(0, str(STANDIN))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(STANDIN), os.environ.get("PYTHONPATH")]))
     from standin import StandIn
 
     from bioseq.specs.screen import ScreenSpec
@@ -199,6 +200,7 @@ def use_tables(folder: str, records: int) -> None:
     import pyarrow.parquet as pq
 
     sys.path.insert(0, str(STANDIN))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(STANDIN), os.environ.get("PYTHONPATH")]))
     from standin import HEADS
 
     from bioseq.specs.screen import ScreenSpec

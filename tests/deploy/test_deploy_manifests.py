@@ -366,7 +366,7 @@ def test_every_query_of_the_dashboard_asks_for_a_metric_that_the_service_has():
 
     text = IngressMetrics().text() + EngineMetrics().text()
     known = {x.split()[2] for x in text.splitlines() if x.startswith("# TYPE")}
-    jobs = (ROOT / "serving" / "jobs" / "routes.py").read_text()
+    jobs = (ROOT / "serving" / "http" / "routes" / "jobs.py").read_text()
     known |= set(re.findall(r'Gauge\("(\w+)"', jobs))
     board = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())
     asked = {

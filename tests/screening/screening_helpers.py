@@ -49,7 +49,7 @@ def make_spec(run: Path, **changes) -> ScreenSpec:
 
 def driver(spec: ScreenSpec, engine: str) -> subprocess.Popen[bytes]:
     """A run in a process (and a Ray) of its own."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-c", DRIVER, spec.to_json(), engine],
         env=env,
