@@ -267,7 +267,8 @@ def bundles(folder: Path) -> None:
 
     from bioseq.backbones.packed.config import CONFIGS
     from bioseq.backbones.packed.encoder import PackedEncoder
-    from bioseq.bundles.bundle import open_bundle, save_backbone, write_bundle
+    from bioseq.backbones.storage import save_backbone
+    from bioseq.bundles.bundle import open_bundle, write_bundle
 
     generator = torch.Generator().manual_seed(0)
     encoder = PackedEncoder(CONFIGS["8m"])

@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from bioseq.version import __version__
+
 if TYPE_CHECKING:
     from bioseq.bundles.registry import Registry
     from bioseq.client.sync import connect
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
     from bioseq.inference.predictor import Predictor
     from bioseq.sequences.alphabet import Alphabet
     from bioseq.sequences.fasta import Record, read_fasta
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Alphabet": "bioseq.sequences.alphabet",

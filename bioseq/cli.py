@@ -15,6 +15,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import NoReturn
 
 from bioseq.errors import BioseqError, MissingExtraError
+from bioseq.version import __version__
 
 GROUP = "bioseq.commands"
 CORE = {
@@ -92,8 +93,6 @@ def _plugins() -> dict[str, EntryPoint]:
 
 
 def _usage(plugins: dict[str, EntryPoint]) -> str:
-    from bioseq import __version__
-
     lines = [
         "usage: bioseq COMMAND [OPTIONS]",
         "",
@@ -133,8 +132,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_usage(plugins))
         return 0 if args else 2
     if args[0] in ("-V", "--version"):
-        from bioseq import __version__
-
         print(f"bioseq {__version__}")
         return 0
     name, *rest = args

@@ -10,7 +10,8 @@ import torch
 
 import bioseq
 from bioseq.backbones.importing import export_checkpoint
-from bioseq.bundles.bundle import load_backbone, open_bundle
+from bioseq.backbones.storage import load_backbone
+from bioseq.bundles.bundle import open_bundle
 from bioseq.bundles.registry import SHIPPED, Registry
 
 HEADS = ("localization", "target_class", "secondary_structure")

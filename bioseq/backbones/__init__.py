@@ -1,0 +1,5 @@
+"""The networks: how a checkpoint becomes an encoder and a backbone bundle, and where LoRA may touch it.
+
+storage     bundle <-> encoder           importing   Hugging Face folder <-> bundle
+pooling     hidden states -> embeddings  lora        adapters, routed per segment of a packed batch
+"""

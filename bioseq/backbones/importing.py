@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bioseq.bundles.bundle import EXTRA_TENSOR, Bundle, write_backbone
+from bioseq.backbones.storage import EXTRA_TENSOR, write_backbone
+from bioseq.bundles.bundle import Bundle
 from bioseq.bundles.manifest import read_json
 from bioseq.errors import BundleError
 

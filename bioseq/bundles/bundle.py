@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,20 +30,17 @@ from bioseq.bundles.manifest import (
     manifest_from_dict,
     read_json,
 )
-from bioseq.errors import BundleError, CheckpointError, OutputError
+from bioseq.errors import BundleError, OutputError
 from bioseq.output import atomic_folder
+from bioseq.version import __version__
 
 if TYPE_CHECKING:
     import torch
 
-    from bioseq.backbones.esm2.checkpoint import Layout
-    from bioseq.backbones.packed.encoder import PackedEncoder
-
-__all__ = ["Bundle", "Manifest", "load_backbone", "open_bundle", "save_backbone", "write_bundle"]
+__all__ = ["Bundle", "Manifest", "open_bundle", "write_bundle"]
 
 TENSORS = "model.safetensors"
 ADAPTER = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
-EXTRA_TENSOR = "hf_extra."  # prefix of a checkpoint's unused tensors inside model.safetensors
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"}
 _NEEDED = ("card.md", "evidence.json")
 _verified: set[tuple[Any, ...]] = set()
@@ -208,8 +204,6 @@ def write_bundle(
     names inside the bundle to files to copy. The same input gives the same bytes. Raises `BundleError` for
     impossible fields, `OutputError` if `path` exists (without `force`) or cannot be written.
     """
-    from bioseq import __version__
-
     made = {"files", "content_hash", "format_version"} & manifest_fields.keys()
     if made:
         raise BundleError(f"manifest: {', '.join(sorted(made))} cannot be set; bioseq computes it.")
@@ -271,102 +265,3 @@ def _dump(file: Path, data: dict[str, Any]) -> None:
     except (ValueError, TypeError) as error:
         raise BundleError(f"{file.name} cannot be written as JSON: {error}.") from error
     file.write_text(text + "\n", "utf-8")
-
-
-# -------------------------------------------------------------------------------------------------- backbone
-
-
-def save_backbone(
-    path: str | Path,
-    encoder: PackedEncoder,
-    *,
-    name: str,
-    card: str,
-    evidence: dict[str, Any],
-    data_hash: str | None = None,
-    seed: int | None = None,
-    licence: str = "unknown",
-    alphabet: str = "protein",
-    hf_extra: tuple[Layout, Mapping[str, torch.Tensor]] | None = None,
-    extra: dict[str, Any] | None = None,
-    force: bool = False,
-) -> Bundle:
-    """Write an encoder as a backbone bundle, tensors in their present dtype, the tied embedding once.
-
-    `hf_extra` is an imported checkpoint's `(layout, extras)`, kept for a lossless export; `extra` goes into
-    the manifest (see `bioseq.bundles.manifest.EXTRA_KEYS`)."""
-    return write_backbone(
-        path,
-        encoder.config.to_dict(),
-        encoder.state_dict(),
-        hf_extra=hf_extra,
-        card=card,
-        evidence=evidence,
-        force=force,
-        fields={
-            "name": name,
-            "alphabet": alphabet,
-            "data_hash": data_hash,
-            "seed": seed,
-            "licence": licence,
-            "extra": dict(extra or {}),
-        },
-    )
-
-
-def write_backbone(
-    path: str | Path,
-    architecture: dict[str, Any],
-    tensors: Mapping[str, torch.Tensor],
-    *,
-    fields: dict[str, Any],
-    card: str,
-    evidence: dict[str, Any],
-    hf_extra: tuple[Layout, Mapping[str, torch.Tensor]] | None = None,
-    force: bool = False,
-) -> Bundle:
-    """`save_backbone` from tensors with the packed encoder's names; `fields` are the manifest's others."""
-    # torch.compile puts its prefix before every name
-    stored = {key.removeprefix("_orig_mod."): value for key, value in tensors.items()}
-    extra = {
-        **fields.get("extra", {}),
-        "lm_head": "lm_head.bias" in stored,
-        "dtype": str(stored["embed_tokens.weight"].dtype).removeprefix("torch."),
-    }
-    fields = {**fields, "kind": "backbone", "architecture": architecture, "extra": extra}
-    with tempfile.TemporaryDirectory() as scratch:
-        files: dict[str, Path] = {}
-        if hf_extra is not None:
-            layout, spare = hf_extra
-            stored.update({EXTRA_TENSOR + key: value for key, value in spare.items()})
-            files["hf/layout.json"] = Path(scratch) / "layout.json"
-            _dump(files["hf/layout.json"], layout.to_dict())
-        return write_bundle(
-            path,
-            manifest_fields=fields,
-            tensors=stored,
-            card=card,
-            evidence=evidence,
-            extra_files=files,
-            force=force,
-        )
-
-
-def load_backbone(
-    bundle: Bundle, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
-) -> PackedEncoder:
-    """The encoder of a backbone bundle in `dtype` (float32 unless given). Raises `BundleError` naming the
-    tensor that is missing, unknown or of another shape."""
-    import torch
-
-    from bioseq.backbones.packed.config import ModelConfig
-    from bioseq.backbones.packed.weights import build_encoder
-
-    if bundle.manifest.kind != "backbone":
-        raise BundleError(f"{bundle.path} is a {bundle.manifest.kind}, not a backbone.")
-    try:
-        config = ModelConfig.from_dict(bundle.manifest.architecture)
-    except CheckpointError as error:
-        raise BundleError(f"{bundle.path}: {error}") from error
-    tensors = {k: v for k, v in bundle.read_tensors().items() if not k.startswith(EXTRA_TENSOR)}
-    return build_encoder(config, tensors, dtype=dtype or torch.float32, device=device, error=BundleError)

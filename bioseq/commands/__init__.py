@@ -1,1 +1,1 @@
-"""One file a subcommand, each with `main(argv) -> exit code`."""
+"""The subcommands of the core, one file each; `bioseq.cli` finds them by name."""

@@ -1,0 +1,1 @@
+"""The small grammar of filters, ranks and objectives over a table's columns, compiled to SQL."""

@@ -28,6 +28,7 @@ from itertools import combinations
 import numpy as np
 
 from bioseq.errors import SequenceError
+from bioseq.specs.finetune import FEATURE_BLOCKS, ORDER_BLOCKS, SITE_BLOCKS
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 _OTHER = 20
@@ -35,9 +36,6 @@ _CODE = np.full(256, _OTHER, dtype=np.int64)
 for _i, _letter in enumerate(LETTERS):
     _CODE[ord(_letter)] = _CODE[ord(_letter.lower())] = _i
 
-ORDER_BLOCKS = ("composition", "dipeptide", "gapped", "terminal")
-SITE_BLOCKS = ("onehot", "pairs", "properties", "mutations", "density")
-BLOCKS = ORDER_BLOCKS + SITE_BLOCKS
 _GAPS = (1, 2, 3)
 _ENDS = (20, 60)
 
@@ -187,7 +185,7 @@ def compute(block: str, sequences: Sequence[str], context: Context) -> np.ndarra
         return _order_block(block, tuple(sequences))
     if block in SITE_BLOCKS:
         return _site_block(block, sequences, context)
-    raise KeyError(f"unknown feature block {block!r}; known are {', '.join(BLOCKS)}")
+    raise KeyError(f"unknown feature block {block!r}; known are {', '.join(FEATURE_BLOCKS)}")
 
 
 def width(block: str, context: Context) -> int:

@@ -48,7 +48,8 @@ def load(
             budget=budget,
             registry=registry,
         )
-    from bioseq.bundles.bundle import load_backbone, open_bundle
+    from bioseq.backbones.storage import load_backbone
+    from bioseq.bundles.bundle import open_bundle
     from bioseq.bundles.registry import Registry
 
     registry = registry or Registry()

@@ -1,0 +1,1 @@
+"""Sequences before any model sees them: alphabets, FASTA records, mutations, translation, masking."""

@@ -12,6 +12,10 @@ Task = Literal["regression", "binary", "multiclass", "multilabel", "per_residue"
 Method = Literal["frozen", "lora", "full"]
 SplitKind = Literal["column", "cluster", "mutations", "position", "random"]
 LORA_TARGETS = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
+# Sequence features that may stand beside the embedding; bioseq.heads.features computes them.
+ORDER_BLOCKS = ("composition", "dipeptide", "gapped", "terminal")
+SITE_BLOCKS = ("onehot", "pairs", "properties", "mutations", "density")
+FEATURE_BLOCKS = ORDER_BLOCKS + SITE_BLOCKS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,12 +173,10 @@ class FinetuneSpec(Spec):
         if self.lr is not None and not 0 < self.lr < 1:
             raise SpecError(f"{self.lr} is no learning rate.", field="lr")
         if self.features is not None:
-            from bioseq.heads.features import BLOCKS
-
             for block in self.features:
-                if block not in BLOCKS:
+                if block not in FEATURE_BLOCKS:
                     raise SpecError(
                         f"{block!r} is not a feature block.",
                         field="features",
-                        hint=f"Known: {', '.join(BLOCKS)}.",
+                        hint=f"Known: {', '.join(FEATURE_BLOCKS)}.",
                     )

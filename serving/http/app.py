@@ -18,8 +18,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse
 
-from bioseq import __version__
 from bioseq.errors import BioseqError
+from bioseq.version import __version__
 from serving.database.base import Database
 from serving.database.keys import Keys
 from serving.engine.catalogue import Catalogue

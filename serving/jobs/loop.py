@@ -60,7 +60,7 @@ class SchedulerActor:
 
     def about(self) -> dict[str, Any]:
         """Version and settings that it runs with, and whether it does."""
-        from bioseq import __version__
+        from bioseq.version import __version__
 
         return {"version": __version__, "settings": self._settings.to_dict(), "alive": self._loop.alive()}
 
@@ -72,7 +72,7 @@ def open_scheduler(settings: Settings) -> Any:
     """The scheduler's actor; it is made if it is not there, and made anew for another version or settings."""
     import ray
 
-    from bioseq import __version__
+    from bioseq.version import __version__
 
     plain = settings.to_dict()
     for _ in range(2):

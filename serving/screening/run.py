@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import bioseq
 from bioseq.errors import BioseqError, FastaError, OutputError, ResourceError
 from bioseq.progress import Progress
 from bioseq.specs.screen import ScreenSpec
+from bioseq.version import __version__
 from serving.screening import cluster, source
 from serving.screening.engine import EngineFactory, predictor_factory
 from serving.screening.folder import FORMAT, Receipt, RunFolder, write_json
@@ -65,7 +65,7 @@ def manifest_of(spec: ScreenSpec, factory: EngineFactory) -> dict[str, Any]:
     settings = {k: v for k, v in spec.to_dict().items() if k not in FREE}
     return {
         "format": FORMAT,
-        "bioseq": bioseq.__version__,
+        "bioseq": __version__,
         "inputs": [source.identify(path) for path in spec.inputs],
         **factory.identity(),
         "settings": json.loads(json.dumps(settings)),

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from bioseq.backbones.esm2.checkpoint import is_checkpoint, load_checkpoint, write_checkpoint
 from bioseq.backbones.importing import export_checkpoint, import_checkpoint
 from bioseq.backbones.packed.config import CONFIGS
-from bioseq.bundles.bundle import load_backbone, open_bundle
+from bioseq.backbones.storage import load_backbone
+from bioseq.bundles.bundle import open_bundle
 from bioseq.errors import CheckpointError, OutputError
 from bioseq.sequences.alphabet import protein
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from bioseq.backbones.packed.config import CONFIGS
 from bioseq.backbones.packed.encoder import PackedEncoder
-from bioseq.bundles.bundle import load_backbone, open_bundle, save_backbone, write_bundle
+from bioseq.backbones.storage import load_backbone, save_backbone
+from bioseq.bundles.bundle import open_bundle, write_bundle
 from bioseq.bundles.manifest import check_file_name, check_name, manifest_from_dict
 from bioseq.errors import BundleError, OutputError
 
@@ -322,7 +323,7 @@ def test_a_bundle_opens_where_only_torch_numpy_and_safetensors_are(bundle):
         "import sys\n"
         "for n in ('pyarrow','Bio','transformers','peft','ray','fastapi','matplotlib','jinja2','tqdm'):\n"
         "    sys.modules[n] = None\n"
-        "from bioseq.bundles.bundle import open_bundle, load_backbone\n"
+        "from bioseq.backbones.storage import load_backbone\nfrom bioseq.bundles.bundle import open_bundle\n"
         "from bioseq.backbones.importing import export_checkpoint\n"
         "b = open_bundle(sys.argv[1]); load_backbone(b); export_checkpoint(b, sys.argv[1] + '_hf')\n"
         "from bioseq.bundles.registry import Registry; Registry(sys.argv[1] + '_home').register(b)\n"

@@ -17,7 +17,8 @@ from pyarrow.fs import FileSystem, LocalFileSystem, SubTreeFileSystem
 import bioseq.bundles.stores as stores
 from bioseq.backbones.packed.config import CONFIGS
 from bioseq.backbones.packed.encoder import PackedEncoder
-from bioseq.bundles.bundle import save_backbone, write_bundle
+from bioseq.backbones.storage import save_backbone
+from bioseq.bundles.bundle import write_bundle
 from bioseq.bundles.registry import Registry
 from bioseq.bundles.stores import LocalStore, RemoteStore
 from bioseq.errors import BundleError, NotFoundError, OutputError, RegistryError

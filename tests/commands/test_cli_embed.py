@@ -19,7 +19,7 @@ import torch
 import bioseq
 from bioseq.backbones.packed.config import CONFIGS
 from bioseq.backbones.packed.encoder import PackedEncoder
-from bioseq.bundles.bundle import save_backbone
+from bioseq.backbones.storage import save_backbone
 from bioseq.cli import main
 
 

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from bioseq.backbones.esm2.checkpoint import write_checkpoint
 from bioseq.backbones.packed.config import CONFIGS
 from bioseq.backbones.packed.encoder import PackedEncoder
-from bioseq.bundles.bundle import save_backbone, write_bundle
+from bioseq.backbones.storage import save_backbone
+from bioseq.bundles.bundle import write_bundle
 from bioseq.cli import main
 from bioseq.commands import models
 

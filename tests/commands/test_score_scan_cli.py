@@ -14,7 +14,7 @@ import torch
 
 from bioseq.backbones.packed.config import CONFIGS
 from bioseq.backbones.packed.encoder import PackedEncoder
-from bioseq.bundles.bundle import save_backbone
+from bioseq.backbones.storage import save_backbone
 from bioseq.cli import main
 from bioseq.commands.heatmap import draw_scan
 from bioseq.inference.loading import load

@@ -12,7 +12,7 @@ import torch
 def backbone(tmp_path_factory) -> Path:
     from bioseq.backbones.packed.config import ModelConfig
     from bioseq.backbones.packed.encoder import PackedEncoder
-    from bioseq.bundles.bundle import save_backbone
+    from bioseq.backbones.storage import save_backbone
 
     encoder = PackedEncoder(ModelConfig("t", n_layers=2, d_model=32, n_heads=4, d_ff=64, max_residues=200))
     encoder.init_weights(torch.Generator().manual_seed(0), std=0.2)

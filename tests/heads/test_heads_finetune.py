@@ -230,7 +230,7 @@ def test_nothing_is_written_on_bad_input_nor_over_something(tmp_path, backbone):
 def test_a_head_of_another_backbone_is_refused(tmp_path, backbone):
     import torch
 
-    from bioseq.bundles.bundle import load_backbone, save_backbone
+    from bioseq.backbones.storage import load_backbone, save_backbone
 
     bundle = run(tmp_path, backbone, ("k",))
     other = load_backbone(open_bundle(backbone))

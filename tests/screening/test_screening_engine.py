@@ -20,7 +20,8 @@ def artefacts(tmp_path_factory):
     """A tiny random backbone and one head of each kind, as bundles."""
     from bioseq.backbones.packed.config import ModelConfig
     from bioseq.backbones.packed.encoder import PackedEncoder
-    from bioseq.bundles.bundle import open_bundle, save_backbone, write_bundle
+    from bioseq.backbones.storage import save_backbone
+    from bioseq.bundles.bundle import open_bundle, write_bundle
 
     folder = tmp_path_factory.mktemp("models")
     generator = torch.Generator().manual_seed(0)

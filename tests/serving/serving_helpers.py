@@ -12,7 +12,8 @@ import torch
 
 from bioseq.backbones.packed.config import CONFIGS
 from bioseq.backbones.packed.encoder import PackedEncoder
-from bioseq.bundles.bundle import Bundle, save_backbone, write_bundle
+from bioseq.backbones.storage import save_backbone
+from bioseq.bundles.bundle import Bundle, write_bundle
 from bioseq.heads.head import NEIGHBOURS
 
 D = CONFIGS["tiny"].d_model

@@ -7,8 +7,7 @@ import sys
 from typing import Any, get_args
 
 from bioseq.cli import new_parser, positive_int
-from bioseq.heads.features import BLOCKS
-from bioseq.specs.finetune import LORA_TARGETS, FinetuneSpec, Method, SplitKind, Task
+from bioseq.specs.finetune import FEATURE_BLOCKS, LORA_TARGETS, FinetuneSpec, Method, SplitKind, Task
 
 EXAMPLE = """bioseq finetune assay.csv --targets activity --unit 'log10 IC50 (M)' -o activity/ --register activity
   bioseq finetune variants.csv --targets fitness --wild-type wt.fasta --split position -o fitness/
@@ -72,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
         "--features",
         type=_names,
         metavar="A,B",
-        help=f"sequence features beside the embedding (default: validation chooses): {', '.join(BLOCKS)}",
+        help=f"sequence features beside the embedding (default: validation chooses): {', '.join(FEATURE_BLOCKS)}",
     )
     model.add_argument(
         "--models", type=_names, metavar="A,B", help="frozen models to try (default: linear,mlp)"

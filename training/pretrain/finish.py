@@ -11,7 +11,7 @@ import torch
 
 from bioseq.backbones.packed.config import ModelConfig
 from bioseq.backbones.packed.encoder import PackedEncoder
-from bioseq.bundles.bundle import load_backbone, save_backbone
+from bioseq.backbones.storage import load_backbone, save_backbone
 from bioseq.errors import CheckpointError
 from bioseq.specs.pretrain import PretrainSpec
 from training.corpus.corpus import Corpus, open_corpus

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from bioseq.bundles.bundle import Bundle, load_backbone, open_bundle, save_backbone
+from bioseq.backbones.storage import load_backbone, save_backbone
+from bioseq.bundles.bundle import Bundle, open_bundle
 from bioseq.sequences.fasta import read_fasta
 from training.pretrain.evaluate import perplexity
 

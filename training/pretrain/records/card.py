@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-import bioseq
 from bioseq.sequences.alphabet import by_name
 from bioseq.specs.pretrain import PretrainSpec
+from bioseq.version import __version__
 from training.corpus.corpus import Corpus
 from training.pretrain.evaluate import PASSES
 from training.pretrain.records.checkpoint import Checkpoint
@@ -36,7 +36,7 @@ def evidence_of(
         "tokens": int(found.state["tokens"]),
         "training_seconds": round(sum(r["seconds"] for r in rows), 1),
         "hardware": hardware(spec),
-        "software": {"torch": torch.__version__, "bioseq": bioseq.__version__},
+        "software": {"torch": torch.__version__, "bioseq": __version__},
         "architecture": found.state["architecture"],
         "parameters": sum(t.numel() for t in found.model().values()),
         "spec": spec.to_dict(),

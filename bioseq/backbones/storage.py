@@ -1,0 +1,113 @@
+"""Backbones as bundles: an encoder's tensors in, an encoder out."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bioseq.backbones.esm2.checkpoint import Layout
+from bioseq.backbones.packed.config import ModelConfig
+from bioseq.backbones.packed.encoder import PackedEncoder
+from bioseq.backbones.packed.weights import build_encoder
+from bioseq.bundles.bundle import Bundle, write_bundle
+from bioseq.errors import BundleError, CheckpointError
+
+EXTRA_TENSOR = "hf_extra."  # prefix of a checkpoint's unused tensors inside model.safetensors
+
+
+def save_backbone(
+    path: str | Path,
+    encoder: PackedEncoder,
+    *,
+    name: str,
+    card: str,
+    evidence: dict[str, Any],
+    data_hash: str | None = None,
+    seed: int | None = None,
+    licence: str = "unknown",
+    alphabet: str = "protein",
+    hf_extra: tuple[Layout, Mapping[str, torch.Tensor]] | None = None,
+    extra: dict[str, Any] | None = None,
+    force: bool = False,
+) -> Bundle:
+    """Write an encoder as a backbone bundle, tensors in their present dtype, the tied embedding once.
+
+    `hf_extra` is an imported checkpoint's `(layout, extras)`, kept for a lossless export; `extra` goes into
+    the manifest (see `bioseq.bundles.manifest.EXTRA_KEYS`)."""
+    return write_backbone(
+        path,
+        encoder.config.to_dict(),
+        encoder.state_dict(),
+        hf_extra=hf_extra,
+        card=card,
+        evidence=evidence,
+        force=force,
+        fields={
+            "name": name,
+            "alphabet": alphabet,
+            "data_hash": data_hash,
+            "seed": seed,
+            "licence": licence,
+            "extra": dict(extra or {}),
+        },
+    )
+
+
+def write_backbone(
+    path: str | Path,
+    architecture: dict[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    fields: dict[str, Any],
+    card: str,
+    evidence: dict[str, Any],
+    hf_extra: tuple[Layout, Mapping[str, torch.Tensor]] | None = None,
+    force: bool = False,
+) -> Bundle:
+    """`save_backbone` from tensors with the packed encoder's names; `fields` are the manifest's others."""
+    # torch.compile puts its prefix before every name
+    stored = {key.removeprefix("_orig_mod."): value for key, value in tensors.items()}
+    extra = {
+        **fields.get("extra", {}),
+        "lm_head": "lm_head.bias" in stored,
+        "dtype": str(stored["embed_tokens.weight"].dtype).removeprefix("torch."),
+    }
+    fields = {**fields, "kind": "backbone", "architecture": architecture, "extra": extra}
+    with tempfile.TemporaryDirectory() as scratch:
+        files: dict[str, Path] = {}
+        if hf_extra is not None:
+            layout, spare = hf_extra
+            stored.update({EXTRA_TENSOR + key: value for key, value in spare.items()})
+            files["hf/layout.json"] = Path(scratch) / "layout.json"
+            files["hf/layout.json"].write_text(
+                json.dumps(layout.to_dict(), indent=1, ensure_ascii=False) + "\n", "utf-8"
+            )
+        return write_bundle(
+            path,
+            manifest_fields=fields,
+            tensors=stored,
+            card=card,
+            evidence=evidence,
+            extra_files=files,
+            force=force,
+        )
+
+
+def load_backbone(
+    bundle: Bundle, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> PackedEncoder:
+    """The encoder of a backbone bundle in `dtype` (float32 unless given). Raises `BundleError` naming the
+    tensor that is missing, unknown or of another shape."""
+    if bundle.manifest.kind != "backbone":
+        raise BundleError(f"{bundle.path} is a {bundle.manifest.kind}, not a backbone.")
+    try:
+        config = ModelConfig.from_dict(bundle.manifest.architecture)
+    except CheckpointError as error:
+        raise BundleError(f"{bundle.path}: {error}") from error
+    tensors = {k: v for k, v in bundle.read_tensors().items() if not k.startswith(EXTRA_TENSOR)}
+    return build_encoder(config, tensors, dtype=dtype or torch.float32, device=device, error=BundleError)
