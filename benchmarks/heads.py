@@ -33,10 +33,10 @@ from _common import host, read_proteins, versions, write_result
 GB1 = {"two_vs_rest": 0.594, "sampled": 0.787}  # one-hot ridge, from the data's README
 GB1_GOAL = {"two_vs_rest": 0.62, "sampled": 0.85}
 GB1_SETS = (
-    ("onehot", "density"),
-    ("onehot", "properties", "density"),
-    ("onehot", "properties", "mutations", "density"),
-    ("onehot", "pairs", "density"),
+    ("onehot", "masked_marginal"),
+    ("onehot", "properties", "masked_marginal"),
+    ("onehot", "properties", "mutations", "masked_marginal"),
+    ("onehot", "pairs", "masked_marginal"),
 )
 
 
@@ -108,8 +108,8 @@ def shipped(args: argparse.Namespace) -> dict[str, Any]:
 
 def _gb1(args: argparse.Namespace, model: Any, name: str) -> tuple[Any, Any, Any, dict[str, np.ndarray]]:
     from training.finetune.embeddings import embed_cached
-    from training.finetune.frozen import Rows
-    from training.finetune.run import site_context
+    from training.finetune.fit import site_context
+    from training.finetune.models.frozen import Rows
     from training.tables.labels import TEST, TRAIN, VALID, read_labels
 
     labels = read_labels(Path(args.data) / f"gb1_{name}.csv.gz", ["target"])
@@ -117,7 +117,7 @@ def _gb1(args: argparse.Namespace, model: Any, name: str) -> tuple[Any, Any, Any
         n: labels.take(np.flatnonzero(labels.part == p))
         for n, p in (("train", TRAIN), ("valid", VALID), ("test", TEST))
     }
-    context = site_context(parts, model, density=True)
+    context = site_context(parts, model, masked_marginal=True)
     embeddings = {}
     for part, some in parts.items():
         if args.embed:
@@ -140,8 +140,8 @@ def _gb1(args: argparse.Namespace, model: Any, name: str) -> tuple[Any, Any, Any
 def _test_values(chosen: Any, parts: Any, context: Any, embeddings: dict[str, np.ndarray]) -> np.ndarray:
     import torch
 
-    from training.finetune.fitting import forward
-    from training.finetune.frozen import feature_matrix
+    from training.finetune.models.frozen import feature_matrix
+    from training.finetune.models.linear import forward
 
     x, _ = feature_matrix(chosen.blocks, embeddings["test"], parts["test"].sequences, context)
     out = forward(chosen.layers, torch.from_numpy(chosen.standard(x))).numpy()
@@ -149,7 +149,7 @@ def _test_values(chosen: Any, parts: Any, context: Any, embeddings: dict[str, np
 
 
 def _gain(truth: np.ndarray, values: list[np.ndarray], reference: np.ndarray) -> Any:
-    from bioseq.ranking import spearman
+    from training.finetune.metrics import spearman
 
     def difference(r: np.ndarray) -> float:
         return float(np.mean([spearman(truth[r], v[r]) for v in values])) - spearman(truth[r], reference[r])
@@ -158,9 +158,8 @@ def _gain(truth: np.ndarray, values: list[np.ndarray], reference: np.ndarray) ->
 
 
 def gb1(args: argparse.Namespace) -> dict[str, Any]:
-    from bioseq.ranking import spearman
-    from training.finetune.frozen import fit_frozen
-    from training.finetune.metrics import paired_bootstrap
+    from training.finetune.metrics import paired_bootstrap, spearman
+    from training.finetune.models.frozen import fit_frozen
 
     model = backbone(args.model, args.threads)
     out: dict[str, Any] = {"backbone": model.hash, "embed": args.embed, "splits": {}}
@@ -179,7 +178,7 @@ def gb1(args: argparse.Namespace) -> dict[str, Any]:
             seeds.append({"seed": seed, "chosen": best.setting, "test_spearman": spearman(truth, got)})
             print(name, seeds[-1], flush=True)
         # the same resampled test rows for both: mean over seeds of the head's Spearman, less one-hot ridge's
-        gain = paired_bootstrap(len(truth), _gain(truth, values, reference), rounds=args.rounds)
+        gain = paired_bootstrap(np.arange(len(truth)), _gain(truth, values, reference), rounds=args.rounds)
         mean = statistics.mean(s["test_spearman"] for s in seeds)
         out["splits"][name] = {
             "rows": {p: len(some) for p, some in parts.items()},
@@ -197,10 +196,10 @@ def gb1(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def coverage(args: argparse.Namespace) -> dict[str, Any]:
-    """The intervals of `bioseq.heads.calibration` around the chosen models, on test rows never used before."""
-    from bioseq.heads.calibration import conformal_radius
-    from bioseq.heads.calibration import coverage as covered
-    from training.finetune.frozen import fit_frozen
+    """The intervals of `training.finetune.evaluation.calibrate` around the chosen models, on test rows never used before."""
+    from training.finetune.evaluation.calibrate import conformal_radius
+    from training.finetune.evaluation.calibrate import coverage as covered
+    from training.finetune.models.frozen import fit_frozen
 
     model = backbone(args.model, args.threads)
     parts, context, rows, embeddings = _gb1(args, model, "sampled")
@@ -225,8 +224,8 @@ def coverage(args: argparse.Namespace) -> dict[str, Any]:
 def ood(args: argparse.Namespace) -> dict[str, Any]:
     from bioseq.bundles.bundle import open_bundle
     from bioseq.heads.head import Head
-    from bioseq.heads.ood import shuffled
-    from bioseq.ranking import auroc
+    from training.finetune.metrics import auroc
+    from training.finetune.ood import shuffled
     from training.release.make_heads import COMPARTMENTS
     from training.tables.labels import VALID, read_labels
 
@@ -238,7 +237,7 @@ def ood(args: argparse.Namespace) -> dict[str, Any]:
         rows = np.sort(np.random.default_rng(0).choice(rows, args.limit, replace=False))
     natural = [labels.sequences[i] for i in rows]
     noise = shuffled(natural, 5)
-    scores = [head.domain.score(model.embed(s, progress=True), s) for s in (natural, noise)]
+    scores = [head.ood.score(model.embed(s, progress=True), s) for s in (natural, noise)]
     value = auroc(np.r_[np.zeros(len(rows)), np.ones(len(rows))], np.concatenate(scores))
     return {"backbone": model.hash, "pairs": len(rows), "auroc": value, "required": 0.8, "goal": 0.9}
 
@@ -252,7 +251,7 @@ def _frozen_heads(model: Any, count: int) -> list[Any]:
 
     from bioseq.heads.features import ORDER_BLOCKS, Context, width
     from bioseq.heads.head import Head
-    from bioseq.heads.ood import fit_domain
+    from training.finetune.ood import fit_ood
 
     sequences = read_proteins(60)
     pooled = model.embed(sequences)
@@ -260,7 +259,7 @@ def _frozen_heads(model: Any, count: int) -> list[Any]:
     heads = []
     for i in range(count):
         g = torch.Generator().manual_seed(i)
-        domain = fit_domain(pooled, sequences, [str(j) for j in range(60)], seed=i)
+        ood = fit_ood(pooled, sequences, [str(j) for j in range(60)], seed=i)
         tensors = {
             "features.mean": torch.zeros(f), "features.scale": torch.ones(f),
             "layers.0.weight": torch.randn(3, f, 96, generator=g) / 50, "layers.0.bias": torch.zeros(3, 1, 96),
@@ -280,7 +279,7 @@ def _frozen_heads(model: Any, count: int) -> list[Any]:
                 "multilabel",
                 classes,
                 settings,
-                tensors | domain.tensors(),
+                tensors | ood.tensors(),
                 calibration,
                 base_hash=model.hash,
             )

@@ -15,7 +15,7 @@ depends on batch-mates.
 | pairs | 400 a pair of sites | residue pairs at the varied sites (at most 8 sites) |
 | properties | 8 a site | physical properties of the residue at each varied site |
 | mutations | 3 | substitutions from the wild type: count, count > 2, BLOSUM62 sum |
-| density | 1 | sum over substitutions of the backbone's masked-marginal log odds (Meier et al. 2021) |
+| masked_marginal | 1 | sum over substitutions of the backbone's masked-marginal log odds (Meier et al. 2021) |
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def _site_block(block: str, sequences: Sequence[str], context: Context) -> np.nd
         blosum = (_blosum62()[full, wild] * changed).sum(1)
         return np.column_stack([count, count > 2, blosum]).astype(np.float32)
     if context.odds is None:
-        raise ValueError("the density block needs the backbone's log odds")
+        raise ValueError("the masked_marginal block needs the backbone's log odds")
     odds = np.column_stack([context.odds, np.zeros(len(wild), np.float32)])
     return (odds[np.arange(len(wild)), full] * changed).sum(1, keepdims=True).astype(np.float32)
 
@@ -200,5 +200,5 @@ def width(block: str, context: Context) -> int:
         "pairs": 200 * sites * (sites - 1),
         "properties": PROPERTIES.shape[1] * sites,
         "mutations": 3,
-        "density": 1,
+        "masked_marginal": 1,
     }[block]

@@ -10,7 +10,7 @@ Tensors of model.safetensors (M members of an ensemble, averaged; F features, C 
     layers.{i}.weight [M, in, out], layers.{i}.bias [M, 1, out]     GELU between
     conv.{i}.weight [out, in, k], conv.{i}.bias [out]               per residue, GELU between
     target.offset, target.scale [C]                                 regression
-    density.odds [L, 20], ood.*, neighbours.points, trunk.*         (trunk: `full` fine-tuning)
+    masked_marginal.odds [L, 20], ood.*, neighbours.points, trunk.*         (trunk: `full` fine-tuning)
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ import torch.nn.functional as F
 
 from bioseq.backbones.pooling import EmbedOptions
 from bioseq.errors import BundleError
+from bioseq.heads import calibration as applied
 from bioseq.heads import features as blocks
-from bioseq.heads.calibration import sigmoid, softmax
 from bioseq.heads.features import Context
-from bioseq.heads.ood import Domain
+from bioseq.heads.ood import OodScore
 
 if TYPE_CHECKING:
     from bioseq.backbones.packed.encoder import PackedEncoder
@@ -40,6 +40,7 @@ NEIGHBOURS = "neighbours.json"
 _KEYS = {
     "method", "blocks", "pooling", "layers", "targets", "classes", "wild_type", "sites", "statement"
 }  # fmt: skip
+_RENAMED = {"density": "masked_marginal"}  # blocks of older bundles
 
 
 def clean(sequence: str) -> str:
@@ -74,7 +75,7 @@ class Head:
             for k, v in self.tensors.items()
         }
         self.tensors = t
-        self.blocks: tuple[str, ...] = tuple(self.settings["blocks"])
+        self.blocks: tuple[str, ...] = tuple(_RENAMED.get(b, b) for b in self.settings["blocks"])
         stem = "conv" if self.per_residue else "layers"
         self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []
         try:
@@ -82,12 +83,12 @@ class Head:
                 i = len(self._layers)
                 self._layers.append((t[f"{stem}.{i}.weight"], t[f"{stem}.{i}.bias"]))
             self._mean, self._scale = t["features.mean"], t["features.scale"]
-            self.domain = Domain.from_tensors(t, self.neighbour_ids)
+            self.ood = OodScore.from_tensors(t, self.neighbour_ids)
         except KeyError as error:
             raise BundleError(f"head {self.name}: tensor {error} is missing.") from None
         if not self._layers:
             raise BundleError(f"head {self.name} has no layers.")
-        odds = t.get("density.odds")
+        odds = t.get("masked_marginal.odds", t.get("density.odds"))
         self.context = Context(
             self.settings.get("wild_type") or "",
             tuple(self.settings.get("sites") or ()),
@@ -206,10 +207,9 @@ class Head:
         """Calibrated probabilities [.., C] of raw outputs: two columns for binary, one a label for multilabel."""
         raw = raw.astype(np.float64)
         if self.task in ("binary", "multilabel"):
-            platt = np.array(self.calibration["platt"])
-            p = sigmoid(raw * platt[:, 0] + platt[:, 1])
+            p = applied.label_probabilities(raw, self.calibration)
             return np.column_stack([1 - p[:, 0], p[:, 0]]) if self.task == "binary" else p
-        return softmax(raw * self.calibration["temperature"])
+        return applied.class_probabilities(raw, self.calibration)
 
     # -------------------------------------------------------------- predictions
 
@@ -238,15 +238,15 @@ class Head:
             texts = [t[: flat_residues(f).shape[0]] for t, f in zip(texts, features)]
         raw = self.raw(features, texts)
         pooled = self.pooled(features)
-        ood = self.domain.score(pooled, texts)
+        ood = self.ood.score(pooled, texts)
         shared = [
             {"ood": o, "ood_percentile": p, "head": self.name, "version": self.version}
-            for o, p in zip(ood.tolist(), self.domain.percentile(ood).tolist())
+            for o, p in zip(ood.tolist(), self.ood.percentile(ood).tolist())
         ]
         rows = [{"task": self.task, **own, **rest} for own, rest in zip(self._values(raw), shared)]
         asked = np.flatnonzero(nearest)
         if len(asked):
-            found = self.domain.nearest(pooled[asked], max(nearest))
+            found = self.ood.nearest(pooled[asked], max(nearest))
             for i, near in zip(asked.tolist(), found):
                 rows[i]["nearest"] = [{"id": name, "similarity": s} for name, s in near[: nearest[i]]]
         return rows

@@ -23,19 +23,18 @@ import numpy as np
 import torch
 
 from bioseq.heads import features as blocks
-from bioseq.heads.calibration import percentile_grid, percentile_of, whiten
+from bioseq.heads.calibration import percentile_of
 from bioseq.heads.features import Context
 
 ORDER = ("composition", "dipeptide", "gapped", "terminal")
-MOST_ORDER = 4000  # training proteins that the order term is fitted on
 
 
-def _order_features(sequences: Sequence[str]) -> np.ndarray:
+def order_features(sequences: Sequence[str]) -> np.ndarray:
     return np.column_stack([blocks.compute(b, sequences, Context()) for b in ORDER])
 
 
 @dataclass
-class Domain:
+class OodScore:
     """`mean` [D], `project` [D, K]; `order` None or (mean, scale, weight) float32 [F] each; `order_at` (median,
     interquartile range) of the log ratio on training proteins; `grid` float32 [101]; `points` float16 [R, K]
     whitened training embeddings of `ids`."""
@@ -58,7 +57,7 @@ class Domain:
         squared = (z.astype(np.float64) ** 2).mean(1)
         if self.order is not None:
             mean, scale, weight = self.order
-            ratio = ((_order_features(sequences) - mean) * scale) @ weight
+            ratio = ((order_features(sequences) - mean) * scale) @ weight
             squared = squared + np.maximum(0.0, (self.order_at[0] - ratio) / self.order_at[1]) ** 2
         return np.sqrt(squared)
 
@@ -87,7 +86,7 @@ class Domain:
         return {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in out.items()}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, torch.Tensor], ids: list[str]) -> Domain:
+    def from_tensors(cls, tensors: dict[str, torch.Tensor], ids: list[str]) -> OodScore:
         get = {name: t.numpy() for name, t in tensors.items()}
         order, at = None, (0.0, 1.0)
         if "ood.order.weight" in get:
@@ -96,70 +95,3 @@ class Domain:
         return cls(
             get["ood.mean"], get["ood.project"], get["ood.grid"], order, at, get.get("neighbours.points"), ids
         )
-
-
-def shuffled(sequences: Sequence[str], seed: int = 0) -> list[str]:
-    """The same residues of each sequence in random order."""
-    rng = np.random.default_rng(seed)
-    return ["".join(np.array(list(s))[rng.permutation(len(s))]) for s in sequences]
-
-
-def fit_domain(
-    pooled: np.ndarray,
-    sequences: Sequence[str],
-    ids: Sequence[str],
-    *,
-    order_term: bool = True,
-    neighbours: int = 2000,
-    seed: int = 0,
-) -> Domain:
-    """Fit on training proteins: pooled embeddings [N, D] and cleaned sequences. `order_term` is for heads of any
-    protein, given 50 rows or more. The score's percentiles come from training rows left out of its fit."""
-    rng = np.random.default_rng(seed)
-    rows = rng.permutation(len(pooled))
-    cut = max(int(0.7 * len(pooled)), 2)
-    fit, held = rows[:cut], rows[cut:] if len(pooled) - cut >= 5 else rows
-    mean, project = whiten(pooled[fit])
-    order, at = None, (0.0, 1.0)
-    if order_term and len(pooled) >= 50:
-        own = [sequences[i] for i in fit[:MOST_ORDER]]
-        repeats = max(1, min(4, MOST_ORDER // len(own)))
-        noise = [s for r in range(repeats) for s in shuffled(own, seed + 1 + r)]
-        x = np.vstack([_order_features(own), _order_features(noise)])
-        centre, spread = x.mean(0), x.std(0) + 1e-6
-        scale = (4.0 / spread / np.sqrt(x.shape[1])).astype(np.float32)
-        y = np.concatenate([np.ones(len(own)), np.zeros(len(noise))])
-        weight = _ratio((x - centre) * scale, y, np.where(y == 1, 0.5 / len(own), 0.5 / len(noise)))
-        order = (centre.astype(np.float32), scale, weight.astype(np.float32))
-        ratios = ((_order_features([sequences[i] for i in held]) - order[0]) * order[1]) @ order[2]
-        low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
-        at = (float(middle), float(max(high - low, 1e-6)))
-    kept = np.sort(rows[:neighbours])
-    domain = Domain(mean, project, np.zeros(101, np.float32), order, at)
-    if neighbours:
-        domain.points = domain.place(pooled[kept]).astype(np.float16)
-        domain.ids = [ids[i] for i in kept]
-    domain.grid = percentile_grid(domain.score(pooled[held], [sequences[i] for i in held]))
-    return domain
-
-
-def _ratio(x: np.ndarray, y: np.ndarray, weight: np.ndarray, l2: float = 2e-3) -> np.ndarray:
-    """Weights of a logistic regression without intercept reported (it cancels in u)."""
-    design, truth, rows = (
-        torch.from_numpy(x).float(),
-        torch.from_numpy(y).float(),
-        torch.from_numpy(weight).float(),
-    )
-    w = torch.zeros(x.shape[1], requires_grad=True)
-    b = torch.zeros(1, requires_grad=True)
-    optimiser = torch.optim.LBFGS([w, b], max_iter=100, line_search_fn="strong_wolfe")
-
-    def closure() -> torch.Tensor:
-        optimiser.zero_grad()
-        each = torch.nn.functional.binary_cross_entropy_with_logits(design @ w + b, truth, reduction="none")
-        loss = (each * rows).sum() + l2 * (w * w).sum()
-        loss.backward()
-        return loss
-
-    optimiser.step(closure)
-    return w.detach().numpy()

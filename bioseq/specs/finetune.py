@@ -14,7 +14,7 @@ SplitKind = Literal["column", "cluster", "mutations", "position", "random"]
 LORA_TARGETS = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
 # Sequence features that may stand beside the embedding; bioseq.heads.features computes them.
 ORDER_BLOCKS = ("composition", "dipeptide", "gapped", "terminal")
-SITE_BLOCKS = ("onehot", "pairs", "properties", "mutations", "density")
+SITE_BLOCKS = ("onehot", "pairs", "properties", "mutations", "masked_marginal")
 FEATURE_BLOCKS = ORDER_BLOCKS + SITE_BLOCKS
 
 

@@ -129,10 +129,10 @@ def test_nearest_gives_a_training_protein_itself_first(tmp_path, backbone, model
 def test_shuffled_and_odd_proteins_lie_further_out(tmp_path, backbone, model):
     head = Head.load(run(tmp_path, backbone, ("k",)))
     usual, odd = sequences(40, seed=7), ["P" * 30, "GC" * 20, "HHHHHHHHHHHHHHHHHHHH"]
-    inside = head.domain.score(model.embed(usual), usual)
-    outside = head.domain.score(model.embed(odd), odd)
+    inside = head.ood.score(model.embed(usual), usual)
+    outside = head.ood.score(model.embed(odd), odd)
     assert outside.min() > np.quantile(inside, 0.9)
-    assert head.domain.percentile(outside).min() > 0.9
+    assert head.ood.percentile(outside).min() > 0.9
 
 
 def test_missing_labels_are_masked_not_zero(tmp_path, backbone):
@@ -144,9 +144,9 @@ def test_missing_labels_are_masked_not_zero(tmp_path, backbone):
 
 
 def test_a_weak_head_says_so_first_and_is_not_registered(tmp_path, backbone, monkeypatch):
-    from training.finetune import report as judge
+    from training.finetune.evaluation import report
 
-    monkeypatch.setattr(judge.baselines, "sequence_baselines", lambda *a: {"oracle": a[3]["test"]})
+    monkeypatch.setattr(report.baselines, "sequence_baselines", lambda *a: {"oracle": a[3]["test"]})
     with pytest.raises(RegistryError, match="not registered"):
         run(tmp_path, backbone, ("k",), register="weak")
     bundle = open_bundle(tmp_path / "head")
@@ -192,8 +192,10 @@ def one_protein(n: int = 160) -> list[dict]:
     ]
 
 
-def test_variants_of_one_protein_use_sites_and_density_and_refuse_other_lengths(tmp_path, backbone, model):
-    bundle = run(tmp_path, backbone, ("y",), one_protein(), features=("onehot", "density"))
+def test_variants_of_one_protein_use_sites_and_masked_marginals_and_refuse_other_lengths(
+    tmp_path, backbone, model
+):
+    bundle = run(tmp_path, backbone, ("y",), one_protein(), features=("onehot", "masked_marginal"))
     evidence, head = bundle.evidence(), Head.load(bundle)
     assert "onehot" in evidence["baselines"] and evidence["metrics"]["spearman"] > 0.8
     assert head.context.sites == (3, 7, 11, 15) and head.context.odds.shape == (22, 20)

@@ -8,9 +8,10 @@ from heads_tables import sequences, table, write_table
 
 from bioseq import ranking
 from bioseq.errors import TableError
-from bioseq.heads import calibration
+from bioseq.heads.calibration import sigmoid, softmax
 from bioseq.homologs import clusters
 from training.finetune import metrics
+from training.finetune.evaluation import calibrate
 from training.tables import splits
 from training.tables.labels import TEST, TRAIN, VALID, read_labels
 
@@ -23,12 +24,16 @@ def test_ranking_scores_equal_scipy_and_sklearn():
     stats, sk = pytest.importorskip("scipy.stats"), pytest.importorskip("sklearn.metrics")
     values = np.round(RNG.normal(size=300), 1)
     assert ranking.spearman(values, SCORE) == pytest.approx(stats.spearmanr(values, SCORE).statistic)
-    assert ranking.auroc(TRUTH, SCORE) == pytest.approx(sk.roc_auc_score(TRUTH, SCORE))
-    assert ranking.average_precision(TRUTH, SCORE) == pytest.approx(sk.average_precision_score(TRUTH, SCORE))
-    gain = values - values.min()
-    distinct = SCORE + RNG.normal(scale=1e-6, size=300)
-    assert ranking.ndcg(values, distinct) == pytest.approx(sk.ndcg_score([gain], [distinct]))
-    assert np.isnan(ranking.auroc(np.ones(5), np.arange(5)))
+    got = metrics.regression(values, SCORE)
+    assert got["spearman"] == pytest.approx(ranking.spearman(values, SCORE))
+    assert got["ndcg"] == pytest.approx(sk.ndcg_score([values - values.min()], [SCORE]))
+    assert got["rmse"] == pytest.approx(np.sqrt(((values - SCORE) ** 2).mean()))
+    own = metrics.binary(TRUTH.astype(float), SCORE)
+    assert own["auroc"] == pytest.approx(sk.roc_auc_score(TRUTH, SCORE))
+    assert own["average_precision"] == pytest.approx(sk.average_precision_score(TRUTH, SCORE))
+    assert metrics.main_score("binary", TRUTH[:, None].astype(float), SCORE[:, None]) == own["auroc"]
+    assert np.isnan(metrics.auroc(np.ones(5), np.arange(5)))
+    assert np.isnan(metrics.spearman(np.ones(5), np.arange(5)))
 
 
 def test_class_scores_equal_sklearn():
@@ -39,9 +44,9 @@ def test_class_scores_equal_sklearn():
     assert got["accuracy"] == pytest.approx(sk.accuracy_score(truth, called))
     assert got["macro_f1"] == pytest.approx(sk.f1_score(truth, called, average="macro"))
     assert got["mcc"] == pytest.approx(sk.matthews_corrcoef(truth, called))
-    own = metrics.binary(TRUTH.astype(float), calibration.sigmoid(SCORE), 0.6)
-    assert own["f1"] == pytest.approx(sk.f1_score(TRUTH, calibration.sigmoid(SCORE) >= 0.6))
-    assert own["mcc"] == pytest.approx(sk.matthews_corrcoef(TRUTH, calibration.sigmoid(SCORE) >= 0.6))
+    own = metrics.binary(TRUTH.astype(float), sigmoid(SCORE), 0.6)
+    assert own["f1"] == pytest.approx(sk.f1_score(TRUTH, sigmoid(SCORE) >= 0.6))
+    assert own["mcc"] == pytest.approx(sk.matthews_corrcoef(TRUTH, sigmoid(SCORE) >= 0.6))
 
 
 def test_missing_labels_do_not_count():
@@ -56,7 +61,9 @@ def test_bootstrap_interval_covers_a_mean():
     hits = 0
     for seed in range(60):
         x = np.random.default_rng(seed).normal(size=80)
-        low, high = metrics.bootstrap(80, lambda r, x=x: {"m": float(x[r].mean())}, rounds=200)["m"]
+        low, high = metrics.bootstrap(np.arange(80), lambda r, x=x: {"m": float(x[r].mean())}, rounds=200)[
+            "m"
+        ]
         hits += low <= 0 <= high
     assert 48 <= hits <= 60
 
@@ -65,30 +72,43 @@ def test_conformal_intervals_cover_what_they_say():
     covered = []
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        radius = calibration.conformal_radius(rng.standard_t(3, size=199), 0.9)
+        radius = calibrate.conformal_radius(rng.standard_t(3, size=199), 0.9)
         covered.append(np.mean(np.abs(rng.standard_t(3, size=2000)) <= radius))
     assert 0.88 <= np.mean(covered) <= 0.93
-    assert calibration.conformal_radius(np.arange(5), 0.9) == np.inf
+    assert calibrate.conformal_radius(np.arange(5), 0.9) == np.inf
 
 
 def test_platt_and_temperature_mend_wrong_confidence():
     rng = np.random.default_rng(1)
     z = rng.normal(size=4000)
-    truth = (rng.random(4000) < calibration.sigmoid(z)).astype(float)
-    a, b = calibration.fit_platt(5 * z + 2, truth)
+    truth = (rng.random(4000) < sigmoid(z)).astype(float)
+    a, b = calibrate.fit_platt(5 * z + 2, truth)
     assert a == pytest.approx(0.2, abs=0.02) and b == pytest.approx(-0.4, abs=0.1)
-    before = calibration.reliability(truth, calibration.sigmoid(5 * z + 2)).ece
-    after = calibration.reliability(truth, calibration.sigmoid(a * (5 * z + 2) + b)).ece
+    before = calibrate.reliability(truth, sigmoid(5 * z + 2)).ece
+    after = calibrate.reliability(truth, sigmoid(a * (5 * z + 2) + b)).ece
     assert after < 0.03 < before
     logits = rng.normal(size=(4000, 3))
-    classes = np.array([rng.choice(3, p=p) for p in calibration.softmax(logits)])
-    assert calibration.fit_temperature(4 * logits, classes.astype(float)) == pytest.approx(0.25, abs=0.03)
+    classes = np.array([rng.choice(3, p=p) for p in softmax(logits)])
+    temperature, biases = calibrate.fit_temperature(4 * logits, classes.astype(float))
+    assert temperature == pytest.approx(0.25, abs=0.03) and max(map(abs, biases)) < 0.15
+
+
+def test_biases_undo_what_class_weights_did():
+    rng = np.random.default_rng(2)
+    shift = np.array([0.0, 1.5, 3.0])  # what training with class weights adds to the rare classes' logits
+    logits = rng.normal(size=(4000, 3)) * 1.5
+    classes = np.array([rng.choice(3, p=p) for p in softmax(logits)], float)
+    temperature, biases = calibrate.fit_temperature(logits + shift, classes)
+    np.testing.assert_allclose(biases, shift.mean() - shift, atol=0.15)
+    p = softmax((logits + shift) * temperature + biases)
+    np.testing.assert_allclose(p.mean(0), np.bincount(classes.astype(int)) / 4000, atol=0.005)
 
 
 def test_f1_threshold_is_the_best_of_all():
-    p = calibration.sigmoid(SCORE)
-    best = max(metrics.f1(TRUTH, p >= t) for t in np.unique(p))
-    assert metrics.f1(TRUTH, p >= calibration.f1_threshold(TRUTH.astype(float), p)) == pytest.approx(best)
+    p, truth = sigmoid(SCORE), TRUTH.astype(float)
+    best = max(metrics.binary(truth, p, t)["f1"] for t in np.unique(p))
+    found = calibrate.f1_threshold(truth, p)
+    assert metrics.binary(truth, p, found)["f1"] == pytest.approx(best)
 
 
 # ------------------------------------------------------------------------------------------------- splits

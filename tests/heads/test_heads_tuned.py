@@ -12,8 +12,8 @@ from bioseq.inference.loading import load
 from bioseq.specs.finetune import FinetuneSpec, LoraSettings
 
 pytest.importorskip("sklearn", reason="the extra [train] is not installed")
+from training.finetune.models.tuned import batches
 from training.finetune.run import finetune
-from training.finetune.tune import batches
 
 
 def spec_for(tmp_path, backbone, method, name, **options) -> FinetuneSpec:

@@ -1,68 +1,39 @@
-"""From a label table to a head bundle: read, split, fit, calibrate, judge beside baselines, write.
+"""From a label table to a head bundle: read, split, fit, calibrate, measure beside baselines, write.
 
-Nothing is written until everything is computed; the bundle appears whole or not at all. The fit itself is in
-`finetune_frozen` (features fixed), `finetune_residues` (convolutions on features) and `finetune_tune` (LoRA
-and full, which change the backbone).
+Nothing is written until everything is computed; the bundle appears whole or not at all. The fits
+are in `models`, what they are worth in `evaluation`.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from bioseq.backbones.pooling import EmbedOptions
-from bioseq.bundles.bundle import Bundle, write_bundle
+from bioseq.bundles.bundle import Bundle
 from bioseq.bundles.manifest import check_name
+from bioseq.bundles.registry import Registry
 from bioseq.errors import BundleError, RegistryError, TableError
-from bioseq.heads import features as blocks
-from bioseq.heads.features import Context
-from bioseq.heads.head import NEIGHBOURS, Head, clean
-from bioseq.heads.ood import fit_domain
+from bioseq.heads.head import clean
+from bioseq.inference.loading import load
+from bioseq.inference.predictor import Predictor
 from bioseq.output import check_free
+from bioseq.sequences.fasta import read_fasta
 from bioseq.specs.finetune import FinetuneSpec
-from training.finetune import card as cards
-from training.finetune import report as judge
 from training.finetune.embeddings import embed_cached
-from training.finetune.frozen import Rows, fit_frozen
-from training.tables import splits
+from training.finetune.evaluation import card
+from training.finetune.fit import Fit, head_settings, n_outputs, say, site_context
+from training.finetune.models.frozen import Rows, fit_frozen
+from training.finetune.models.residues import HIDDEN, KERNEL, fit_residues
+from training.finetune.models.tuned import fit_tuned
+from training.finetune.write import write_head
 from training.tables.labels import TEST, TRAIN, VALID, Labels, read_labels
 from training.tables.residue_labels import read_residues
 from training.tables.splits import Split, make_split
-
-if TYPE_CHECKING:
-    from bioseq.bundles.registry import Registry
-    from bioseq.inference.predictor import Predictor
-
-HALF_FROM = 50_000  # tensors of more numbers are stored in float16
-
-
-@dataclass
-class Fit:
-    """A head before calibration. `features` by part, as the head will get them; `cal_out`, `cal_y` raw outputs
-    and labels of rows that it did not train on (per residue flat)."""
-
-    settings: dict[str, Any]
-    tensors: dict[str, torch.Tensor]
-    features: dict[str, Any]
-    cal_out: np.ndarray | None = None
-    cal_y: np.ndarray | None = None
-    chosen: dict[str, Any] = field(default_factory=dict)
-    tried: list[dict[str, Any]] = field(default_factory=list)
-    adapter: Path | None = None
-    architecture: dict[str, Any] = field(default_factory=dict)
-    cost: dict[str, Any] = field(default_factory=dict)
-    embedded: np.ndarray | None = None  # training rows that have features; None: all
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def read(spec: FinetuneSpec) -> tuple[Labels, Split]:
@@ -97,15 +68,13 @@ def _wild_type(given: str | None) -> str | None:
     """A sequence, or a FASTA file that holds one."""
     if given is None or not Path(given).is_file():
         return given
-    from bioseq.sequences.fasta import read_fasta
-
     records = list(read_fasta(given))
     if len(records) != 1:
         raise TableError(f"{given} holds {len(records)} records; one wild type is needed.")
     return records[0].sequence
 
 
-def thin(split: Split, spec: FinetuneSpec) -> dict[str, np.ndarray]:
+def subsample(split: Split, spec: FinetuneSpec) -> dict[str, np.ndarray]:
     """Places of the rows used in each part, after `max_train`, `max_valid` and `max_test`; ascending."""
     rng = np.random.default_rng(spec.seed)
     most = {
@@ -127,8 +96,6 @@ def finetune(
     """Run a spec; returns the bundle at `spec.output`. Raises `TableError`, `SpecError`, `BundleError`,
     `OutputError`, and `RegistryError` if `register` is asked for a weak head without `accept_weak` (the bundle
     is written nevertheless)."""
-    from bioseq.inference.loading import load
-
     check_free(Path(spec.output), force=spec.force)
     name = check_name(spec.name or spec.register or Path(spec.output).name.lower())
     torch.manual_seed(spec.seed)
@@ -144,7 +111,7 @@ def finetune(
     if not predictor.hash:
         raise BundleError("the base model has no content hash, so no head can name it.")
     method = spec.method or ("lora" if predictor.device.type == "cuda" else "frozen")
-    rows = thin(split, spec)
+    rows = subsample(split, spec)
     say(
         f"{labels.task}: {len(rows['train'])} rows to train, {len(rows['valid'])} to choose, {len(rows['test'])} "
         f"to test; split by {split.how['kind']}; {method} on {predictor.name}"
@@ -152,19 +119,15 @@ def finetune(
     with tempfile.TemporaryDirectory() as scratch:
         parts = {p: labels.take(r) for p, r in rows.items()}
         if method != "frozen":
-            from training.finetune.tune import fit_tuned
-
             fit = fit_tuned(spec, parts, predictor, method, Path(scratch))
         elif labels.task == "per_residue":
             fit = _residues(spec, parts, predictor)
         else:
             fit = _frozen(spec, parts, predictor)
-        bundle = _finish(spec, name, labels, split, parts, fit, predictor, method, Path(scratch))
+        bundle = write_head(spec, name, labels, split, parts, fit, predictor, method, Path(scratch))
     evidence = bundle.evidence()
-    say(cards.verdict(evidence))
+    say(card.verdict(evidence))
     if spec.register:
-        from bioseq.bundles.registry import Registry
-
         if not evidence["beats_baseline"] and not spec.accept_weak:
             raise RegistryError(
                 f"{spec.output} is written, but not registered: it does not beat its best baseline.",
@@ -173,48 +136,6 @@ def finetune(
         entry = (registry or Registry()).register(bundle.path, spec.register, accept_weak=spec.accept_weak)
         say(f"registered as {entry.name}@{entry.version}")
     return bundle
-
-
-# ------------------------------------------------------------------------------------------------- fitting
-
-
-def n_outputs(labels: Labels) -> int:
-    if labels.task in ("multiclass", "per_residue"):
-        return len(labels.classes)
-    return 1 if labels.task == "binary" else labels.y.shape[1]
-
-
-def site_context(parts: dict[str, Labels], predictor: Predictor, *, density: bool) -> Context | None:
-    """For variants of one protein: the wild type (the consensus if none is given), the sites that vary in the
-    training and validation rows, and the backbone's masked-marginal log odds."""
-    sequences = parts["train"].sequences + parts["valid"].sequences
-    wild = parts["train"].wild_type or splits.consensus(sequences + parts["test"].sequences)
-    if wild is None or any(len(s) != len(wild) for s in sequences + parts["test"].sequences):
-        return None
-    sites = tuple(sorted({int(p) for ps in splits.mutated(sequences, wild) for p in ps}))
-    odds = None
-    if density and predictor.encoder.lm_head is not None and len(wild) <= predictor.max_residues:
-        say(f"masked marginals of the wild type, {len(wild)} passes")
-        odds = np.asarray(predictor.scan(wild, strategy="masked-marginals"), np.float32)
-    return Context(wild, sites, odds)
-
-
-def head_settings(
-    parts: dict[str, Labels], method: str, chosen: tuple[str, ...], context: Context | None
-) -> dict[str, Any]:
-    labels = parts["train"]
-    classes = labels.classes if labels.task != "regression" else ()
-    settings: dict[str, Any] = {
-        "method": method,
-        "blocks": list(chosen),
-        "pooling": "mean",
-        "layers": [-1],
-        "targets": list(labels.targets),
-        "classes": list(classes),
-    }
-    if context is not None and any(b in blocks.SITE_BLOCKS for b in chosen):
-        settings |= {"wild_type": context.wild_type, "sites": list(context.sites)}
-    return settings
 
 
 def _frozen(spec: FinetuneSpec, parts: dict[str, Labels], predictor: Predictor) -> Fit:
@@ -233,8 +154,8 @@ def _frozen(spec: FinetuneSpec, parts: dict[str, Labels], predictor: Predictor) 
         features[part] = np.stack(found)
         if cached:
             say(f"{len(found)} embeddings of the {part} rows from the cache")
-    wanted = spec.features is None or "density" in spec.features
-    context = site_context(parts, predictor, density=wanted)
+    wanted = spec.features is None or "masked_marginal" in spec.features
+    context = site_context(parts, predictor, masked_marginal=wanted)
     both = [parts["train"], parts["valid"]]
     known = np.full((len(labels), features["train"].shape[1]), np.nan, np.float32)
     known[embedded] = features["train"]
@@ -265,16 +186,14 @@ def _frozen(spec: FinetuneSpec, parts: dict[str, Labels], predictor: Predictor) 
     if labels.task == "regression":
         tensors["target.offset"] = torch.from_numpy(best.offset).float()
         tensors["target.scale"] = torch.from_numpy(best.scale).float()
-    if "density" in best.blocks:
+    if "masked_marginal" in best.blocks:
         assert context is not None and context.odds is not None
-        tensors["density.odds"] = torch.from_numpy(context.odds)
+        tensors["masked_marginal.odds"] = torch.from_numpy(context.odds)
     settings = head_settings(parts, "frozen", best.blocks, context)
     return Fit(settings, tensors, features, best.out, best.y, best.setting, best.tried, embedded=embedded)
 
 
 def _residues(spec: FinetuneSpec, parts: dict[str, Labels], predictor: Predictor) -> Fit:
-    from training.finetune.residues import HIDDEN, KERNEL, fit_residues
-
     ask = EmbedOptions(per_residue=True)
     features = {
         part: embed_cached(
@@ -302,96 +221,3 @@ def _residues(spec: FinetuneSpec, parts: dict[str, Labels], predictor: Predictor
     return Fit(
         head_settings(parts, "frozen", ("embedding",), None), tensors, features, chosen=record, tried=[record]
     )
-
-
-# --------------------------------------------------------------------------------- calibrating and writing
-
-
-def _finish(
-    spec: FinetuneSpec,
-    name: str,
-    labels: Labels,
-    split: Split,
-    parts: dict[str, Labels],
-    fit: Fit,
-    predictor: Predictor,
-    method: str,
-    scratch: Path,
-) -> Bundle:
-    # what is stored is what is judged: large tensors lose half of their bits here, before anything is measured
-    fit.tensors = {
-        k: v.half()
-        if v.dtype == torch.float32 and v.numel() >= HALF_FROM and not k.startswith("trunk.")
-        else v
-        for k, v in fit.tensors.items()
-    }
-    train = parts["train"] if fit.embedded is None else parts["train"].take(fit.embedded)
-    one_protein = len({len(s) for s in train.sequences}) == 1
-    pooled = judge.pooled(labels.task, fit.features["train"])
-    domain = fit_domain(
-        pooled,
-        [clean(s) for s in train.sequences],
-        train.ids,
-        order_term=not one_protein,
-        neighbours=spec.neighbours,
-        seed=spec.seed,
-    )
-    tensors = {**fit.tensors, **domain.tensors()}
-    head = Head(
-        name=name,
-        task=labels.task,
-        labels=list(labels.classes or labels.targets),
-        settings=fit.settings,
-        tensors={k: v for k, v in tensors.items() if not k.startswith("trunk.")},
-        calibration={},
-        neighbour_ids=domain.ids,
-    )
-    calibration, evidence, curves = judge.judge(spec, head, labels, split, parts, fit, predictor, method)
-    evidence["base"] = {"name": predictor.name, "hash": predictor.hash, "dtype": predictor.dtype}
-    evidence = cards.plain(evidence)
-    files: dict[str, Path] = {}
-    if domain.ids:
-        files[NEIGHBOURS] = scratch / NEIGHBOURS
-        files[NEIGHBOURS].write_text(json.dumps(domain.ids), "utf-8")
-    if curves:
-        files[cards.PLOT] = scratch / cards.PLOT
-        cards.reliability_plot(files[cards.PLOT], curves)
-    return write_bundle(
-        spec.output,
-        manifest_fields={
-            "kind": "head",
-            "name": name,
-            "alphabet": predictor.alphabet.name,
-            "architecture": fit.architecture,
-            "base_hash": predictor.hash,
-            "task": labels.task,
-            "labels": list(labels.classes or labels.targets),
-            "units": spec.units,
-            "per_residue": labels.task == "per_residue",
-            "data_hash": labels.data_hash,
-            "seed": spec.seed,
-            "licence": spec.licence,
-            "extra": {
-                "head": fit.settings,
-                "training": _portable(spec),
-                "citation": list(spec.citation),
-            },
-        },
-        tensors=tensors,
-        adapter=fit.adapter,
-        calibration=calibration,
-        card=cards.card(evidence, spec, name),
-        evidence=evidence,
-        extra_files=files,
-        force=spec.force,
-    )
-
-
-def _portable(spec: FinetuneSpec) -> dict[str, Any]:
-    """The spec without folders of the machine that ran it."""
-    data = spec.to_dict()
-    for key in ("labels", "residue_labels", "residue_mask", "output"):
-        data[key] = Path(data[key]).name if data[key] else data[key]
-    for key in ("cache", "address", "wild_type", "threads", "force"):
-        data.pop(key)
-    return data

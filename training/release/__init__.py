@@ -1,0 +1,1 @@
+"""The models and heads that ship, made again from the data by one command each."""

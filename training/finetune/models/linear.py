@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from bioseq.heads.calibration import sigmoid, softmax
+from training.finetune.metrics import main_score
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 L2_LINEAR = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -41,16 +45,6 @@ def standardise(x: np.ndarray, widths: Sequence[int]) -> Standard:
     return Standard(mean.astype(np.float32), scale.astype(np.float32))
 
 
-@dataclass
-class Fitted:
-    """`layers` as in `bioseq.heads.head`; `setting` what was chosen; `score` on the validation rows."""
-
-    layers: Layers
-    setting: dict[str, object]
-    score: float
-    tried: list[dict[str, object]] = field(default_factory=list)
-
-
 def forward(layers: Layers, x: torch.Tensor) -> torch.Tensor:
     """[N, F] -> [N, C], as the head does it."""
     h = x[None]
@@ -58,6 +52,13 @@ def forward(layers: Layers, x: torch.Tensor) -> torch.Tensor:
         h = F.gelu(h) if i else h
         h = torch.baddbmm(bias, h.expand(len(weight), -1, -1), weight)
     return h.mean(0)
+
+
+def as_probabilities(task: str, out: np.ndarray) -> np.ndarray:
+    """Outputs of a linear model or network as `training.finetune.metrics` takes them."""
+    if task == "regression":
+        return out
+    return softmax(out) if task in ("multiclass", "per_residue") else sigmoid(out)
 
 
 def task_loss(
@@ -152,6 +153,47 @@ def fit_logistic(
 
     optimiser.step(closure)
     return [(w.detach()[None], b.detach()[None])]
+
+
+def fit_linear(
+    task: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    weight: np.ndarray,
+    x_valid: np.ndarray,
+    y_valid: np.ndarray,
+    widths: Sequence[int],
+    n_out: int,
+    *,
+    l2s: Sequence[float] | None = None,
+    positive: np.ndarray | None = None,
+) -> tuple[Callable[[np.ndarray], np.ndarray], list[dict[str, Any]], Any]:
+    """Ridge or logistic regression at every L2; (the best's predict function, what was tried, (standard,
+    layers) of the best). Chosen by the task's main score on validation."""
+    standard = standardise(x, widths)
+    design, checked = standard(x), torch.from_numpy(standard(x_valid))
+    if task == "regression":
+        path = fit_ridge(design, y, weight) if l2s is None else fit_ridge(design, y, weight, l2s)
+    else:
+        path, layers = [], None
+        ones = np.ones(n_out) if positive is None else positive
+        for l2 in sorted(L2_LINEAR if l2s is None else l2s, reverse=True):
+            layers = fit_logistic(task, design, y, weight, ones, n_out, l2, layers)
+            path.append((l2, layers))
+    tried: list[dict[str, Any]] = []
+    best = (-np.inf, path[0][1])
+    for l2, layers in path:
+        out = as_probabilities(task, forward(layers, checked).numpy())
+        value = main_score(task, y_valid, out)
+        tried.append({"l2": l2, "valid": value})
+        if value > best[0]:
+            best = (value, layers)
+    layers = best[1]
+
+    def predict(rows: np.ndarray) -> np.ndarray:
+        return as_probabilities(task, forward(layers, torch.from_numpy(standard(rows))).numpy())
+
+    return predict, tried, (standard, layers)
 
 
 def fit_mlp(

@@ -12,75 +12,17 @@ They report through the same scores as the head; none of them is tuned beyond wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from bioseq.heads import features as blocks
 from bioseq.heads.features import Context
-from training.finetune.fitting import (
-    L2_LINEAR,
-    fit_logistic,
-    fit_ridge,
-    forward,
-    standardise,
-)
-from training.finetune.metrics import MAIN, score
+from training.finetune.metrics import main_score
+from training.finetune.models.linear import fit_linear
 
-Scores = dict[str, dict[str, float]]
 WINDOW = 15
-
-
-def as_probabilities(task: str, out: np.ndarray) -> np.ndarray:
-    """Outputs of a linear model or network as `training.finetune.metrics.score` wants them."""
-    from bioseq.heads.calibration import sigmoid, softmax
-
-    if task == "regression":
-        return out
-    return softmax(out) if task in ("multiclass", "per_residue") else sigmoid(out)
-
-
-def fit_linear(
-    task: str,
-    x: np.ndarray,
-    y: np.ndarray,
-    weight: np.ndarray,
-    x_valid: np.ndarray,
-    y_valid: np.ndarray,
-    widths: Sequence[int],
-    n_out: int,
-    *,
-    l2s: Sequence[float] | None = None,
-    positive: np.ndarray | None = None,
-) -> tuple[Callable[[np.ndarray], np.ndarray], list[dict[str, Any]], Any]:
-    """Ridge or logistic regression at every L2; (the best's predict function, what was tried, (standard,
-    layers) of the best). Chosen by the task's main score on validation."""
-    standard = standardise(x, widths)
-    design, checked = standard(x), torch.from_numpy(standard(x_valid))
-    if task == "regression":
-        path = fit_ridge(design, y, weight) if l2s is None else fit_ridge(design, y, weight, l2s)
-    else:
-        path, layers = [], None
-        ones = np.ones(n_out) if positive is None else positive
-        for l2 in sorted(L2_LINEAR if l2s is None else l2s, reverse=True):
-            layers = fit_logistic(task, design, y, weight, ones, n_out, l2, layers)
-            path.append((l2, layers))
-    tried: list[dict[str, Any]] = []
-    best = (-np.inf, path[0][1])
-    for l2, layers in path:
-        out = as_probabilities(task, forward(layers, checked).numpy())
-        value = score(task, y_valid, out)[MAIN[task]]
-        tried.append({"l2": l2, "valid": value})
-        if value > best[0]:
-            best = (value, layers)
-    layers = best[1]
-
-    def predict(rows: np.ndarray) -> np.ndarray:
-        return as_probabilities(task, forward(layers, torch.from_numpy(standard(rows))).numpy())
-
-    return predict, tried, (standard, layers)
 
 
 def _majority(task: str, y: np.ndarray, n: int, n_out: int) -> np.ndarray:
@@ -137,7 +79,7 @@ def sequence_baselines(
     best = (-np.inf, 1)
     for k in (1, 3, 10):
         tried = _neighbours(task, embeddings["train"], near, embeddings["valid"], k, n_out)
-        value = score(task, y["valid"], tried)[MAIN[task]]
+        value = main_score(task, y["valid"], tried)
         if value > best[0]:
             best = (value, k)
     out[f"nearest_{best[1]}"] = _neighbours(

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from bioseq.heads.calibration import Reliability
 from bioseq.specs.finetune import FinetuneSpec
+from training.finetune.evaluation.calibrate import Reliability
 from training.finetune.metrics import MAIN
 
 PLOT = "reliability.png"
@@ -115,7 +115,7 @@ def card(evidence: dict[str, Any], spec: FinetuneSpec, name: str) -> str:
                 + " |"
             )
     lines += ["", "## Calibration", "", *_calibration(evidence)]
-    lines += ["", "## Out of domain", "", *_domain(evidence)]
+    lines += ["", "## Out of domain", "", *_ood(evidence)]
     lines += ["", "## Split", ""]
     lines += [f"- {k}: {v}" for k, v in evidence["split"].items() if k != "leakage"]
     for k, v in evidence["split"].get("leakage", {}).items():
@@ -150,7 +150,7 @@ def _calibration(evidence: dict[str, Any]) -> list[str]:
     ]
 
 
-def _domain(evidence: dict[str, Any]) -> list[str]:
+def _ood(evidence: dict[str, Any]) -> list[str]:
     d = evidence["ood"]
     lines = [d["how"]]
     if d.get("auroc_shuffled") is not None:

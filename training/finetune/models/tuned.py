@@ -4,7 +4,7 @@ The head starts from the linear model on frozen embeddings (linear probing first
 2202.10054), then head and backbone train together with AdamW, a warm-up and a cosine; the best epoch by the
 validation score is kept. Batches are packed by a token budget in an order that depends on seed and epoch
 alone. With several workers Ray Train runs this loop in each, data-parallel: step s of rank r takes batch
-s * world + r. Sequences over the model's limit are cut for training, and windowed when judged.
+s * world + r. Sequences over the model's limit are cut for training, and windowed when measured.
 """
 
 from __future__ import annotations
@@ -30,15 +30,14 @@ from bioseq.inference import batching
 from bioseq.inference.batching import SPECIAL_TOKENS
 from bioseq.progress import Progress
 from bioseq.specs.finetune import FinetuneSpec
-from training.finetune.baselines import as_probabilities, fit_linear
 from training.finetune.embeddings import embed_cached
-from training.finetune.fitting import class_weights, task_loss
-from training.finetune.metrics import MAIN, score
+from training.finetune.fit import Fit, head_settings, n_outputs, say
+from training.finetune.metrics import MAIN, main_score
+from training.finetune.models.linear import as_probabilities, class_weights, fit_linear, task_loss
 from training.tables.labels import Labels
 
 if TYPE_CHECKING:
     from bioseq.inference.predictor import Predictor
-    from training.finetune.run import Fit
 
 NAME = "tuned"
 LR = {"lora": 5e-4, "full": 5e-5}
@@ -79,7 +78,6 @@ def fit_tuned(
     """Train, then give the adapter (or the whole trunk), the head's tensors, and the features of all parts as
     the tuned model sees them."""
     from bioseq.inference.predictor import Predictor
-    from training.finetune.run import Fit, head_settings, n_outputs, say
 
     labels = parts["train"]
     residue = labels.task == "per_residue"
@@ -231,7 +229,7 @@ def batches(
 
 
 def tune(task: dict[str, Any], *, rank: int = 0, world: int = 1) -> None:
-    """The loop of one worker. Rank 0 judges, says when to stop, and writes the best state."""
+    """The loop of one worker. Rank 0 measures, says when to stop, and writes the best state."""
     spec = FinetuneSpec.from_dict(task["spec"])
     device = (
         torch.device("cuda", torch.cuda.current_device()) if task["device"] == "cuda" else torch.device("cpu")
@@ -287,7 +285,7 @@ def tune(task: dict[str, Any], *, rank: int = 0, world: int = 1) -> None:
                 bar.add(1)
             stop = torch.zeros(1, device=device)
             if rank == 0:
-                value = _judge(task, model, spec, device)
+                value = _valid_score(task, model, spec, device)
                 history.append({"epoch": epoch + 1, "valid": round(value, 5)})
                 if value > best:
                     best, waited = value, 0
@@ -333,7 +331,7 @@ def _loss(
 
 
 @torch.no_grad()
-def _judge(task: dict[str, Any], model: Tuned, spec: FinetuneSpec, device: torch.device) -> float:
+def _valid_score(task: dict[str, Any], model: Tuned, spec: FinetuneSpec, device: torch.device) -> float:
     model.eval()
     data = task["parts"]["valid"]
     residue = task["task"] == "per_residue"
@@ -346,7 +344,7 @@ def _judge(task: dict[str, Any], model: Tuned, spec: FinetuneSpec, device: torch
             outs[i] = one
     if residue:
         truth = np.concatenate([y[: len(i)] for y, i in zip(data["y"], data["ids"])]).astype(float)
-        value = score("per_residue", truth, as_probabilities("per_residue", np.concatenate(outs)))
+        value = main_score("per_residue", truth, as_probabilities("per_residue", np.concatenate(outs)))
     else:
         raw = np.stack(outs)
         out = (
@@ -354,9 +352,8 @@ def _judge(task: dict[str, Any], model: Tuned, spec: FinetuneSpec, device: torch
             if task["task"] == "regression"
             else as_probabilities(task["task"], raw)
         )
-        value = score(task["task"], data["y"], out)
-    main = value[MAIN[task["task"]]]
-    return main if np.isfinite(main) else -math.inf
+        value = main_score(task["task"], data["y"], out)
+    return value if np.isfinite(value) else -math.inf
 
 
 def _save(

@@ -18,12 +18,13 @@ import torch
 
 from bioseq.heads import features as blocks
 from bioseq.heads.features import Context
-from training.finetune.baselines import as_probabilities
-from training.finetune.fitting import (
+from training.finetune.metrics import MAIN, main_score
+from training.finetune.models.linear import (
     L2_LINEAR,
     L2_RIDGE,
     Layers,
     Standard,
+    as_probabilities,
     class_weights,
     fit_logistic,
     fit_mlp,
@@ -31,7 +32,6 @@ from training.finetune.fitting import (
     forward,
     standardise,
 )
-from training.finetune.metrics import MAIN, score
 
 FOLDS = 5
 FEW = 100  # validation rows below which folds choose
@@ -43,9 +43,9 @@ ANY_PROTEIN = (
 )
 ONE_PROTEIN = (
     ("embedding",),
-    ("onehot", "density"),
-    ("embedding", "onehot", "properties", "mutations", "density"),
-    ("onehot", "properties", "mutations", "density"),
+    ("onehot", "masked_marginal"),
+    ("embedding", "onehot", "properties", "mutations", "masked_marginal"),
+    ("onehot", "properties", "mutations", "masked_marginal"),
 )
 
 
@@ -102,7 +102,7 @@ def candidates(
     else:
         sets = ONE_PROTEIN
         if context.odds is None:
-            sets = tuple(dict.fromkeys(tuple(b for b in s if b != "density") for s in sets))
+            sets = tuple(dict.fromkeys(tuple(b for b in s if b != "masked_marginal") for s in sets))
     out = [("linear", s) for s in sets if "linear" in models]
     # networks on few sets only: the others say little more for their time
     rich = sets[-2:] if context is not None else tuple(dict.fromkeys((sets[0], sets[-1])))
@@ -168,7 +168,7 @@ def _raw(task: str, layers: Layers, x: np.ndarray, offset: np.ndarray, scale: np
 
 
 def _value(task: str, y: np.ndarray, raw: np.ndarray) -> float:
-    value = score(task, y, as_probabilities(task, raw))[MAIN[task]]
+    value = main_score(task, y, as_probabilities(task, raw))
     return value if np.isfinite(value) else -np.inf
 
 
@@ -227,7 +227,7 @@ def _network(
         standard = standardise(x[train], widths)
         checked, count = standard(x[valid]), [0]
 
-        def judge(layers: Layers) -> float:
+        def value_of(layers: Layers) -> float:
             if few:  # nothing to stop on: the last epoch counts as the best
                 count[0] += 1
                 return float(count[0])
@@ -240,7 +240,7 @@ def _network(
             rows.weight[train],
             class_weights(task, rows.y[train], n_out, balance),
             n_out,
-            judge,
+            value_of,
             dropout=dropout,
             weight_decay=decay,
             epochs=FIXED_EPOCHS if few else 60,

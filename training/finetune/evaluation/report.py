@@ -5,62 +5,26 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bioseq.heads.calibration import (
-    Reliability,
-    conformal_radius,
-    coverage,
-    f1_threshold,
-    fit_platt,
-    fit_temperature,
-    reliability,
-)
 from bioseq.heads.features import Context
-from bioseq.heads.head import Head, clean, flat_residues
-from bioseq.heads.ood import shuffled
-from bioseq.ranking import auroc
+from bioseq.heads.head import Head, clean
 from bioseq.specs.finetune import FinetuneSpec
-from training.finetune import baselines, metrics
-from training.finetune.metrics import MAIN
+from training.finetune import metrics
+from training.finetune.evaluation import baselines
+from training.finetune.evaluation.calibrate import Reliability, calibrate, coverage, reliability
+from training.finetune.fit import Fit, pooled
+from training.finetune.metrics import MAIN, Scorer, auroc
+from training.finetune.ood import shuffled
 from training.tables.labels import Labels
 from training.tables.splits import Split, consensus, mutated
 
 if TYPE_CHECKING:
     from bioseq.inference.predictor import Predictor
-    from training.finetune.run import Fit
 
 SHUFFLED = 200  # test proteins whose shuffled residues the out-of-domain score is tried on
-
-Scorer = Callable[[np.ndarray], dict[str, float]]
-
-
-def pooled(task: str, features: Any) -> np.ndarray:
-    """float32 [N, D] of a part's features."""
-    if task == "per_residue":
-        return np.stack([flat_residues(f).astype(np.float32).mean(0) for f in features])
-    return np.asarray(features, np.float32).reshape(len(features), -1)
-
-
-def calibrate(spec: FinetuneSpec, head: Head, out: np.ndarray, y: np.ndarray) -> dict[str, Any]:
-    """calibration.json from raw outputs [n, C] and labels of held-back rows ([n, T]; per residue flat [n])."""
-    if head.task == "regression":
-        radius = []
-        for j in range(y.shape[1]):
-            keep = ~np.isnan(y[:, j])
-            r = conformal_radius(y[keep, j] - out[keep, j], spec.level)
-            # too few rows for the level: the widest residual, and the card says what it covers
-            radius.append(r if np.isfinite(r) else float(np.abs(y[keep, j] - out[keep, j]).max()))
-        return {"level": spec.level, "radius": radius}
-    if head.task in ("multiclass", "per_residue"):
-        return {"temperature": fit_temperature(out, y.ravel())}
-    platt = [fit_platt(out[:, j], y[:, j]) for j in range(y.shape[1])]
-    head.calibration = {"platt": platt}
-    p = head.probabilities(out)[:, -y.shape[1] :]
-    return {"platt": platt, "thresholds": [f1_threshold(y[:, j], p[:, j]) for j in range(y.shape[1])]}
 
 
 def _outputs(head: Head, features: Any, labels: Labels) -> Any:
@@ -82,31 +46,12 @@ def scorer(task: str, labels: Labels, output: Any, thresholds: list[float] | Non
     if task != "per_residue":
         return lambda rows: metrics.score(task, labels.y[rows], output[rows], thresholds=thresholds)
     assert labels.residues is not None
-    k = len(labels.classes)
-    tables, losses = [], []
-    for truth, p in zip(labels.residues, output):
-        keep = truth >= 0
-        t, q = truth[keep], p[keep]
-        tables.append(np.bincount(t * k + q.argmax(1), minlength=k * k).reshape(k, k))
-        losses.append(-np.log(np.maximum(q[np.arange(len(t)), t], 1e-12)).sum())
-    stack, loss = np.stack(tables).astype(float), np.array(losses)
-
-    def scores(rows: np.ndarray) -> dict[str, float]:
-        table = stack[rows].sum(0)
-        both, t, p = np.diag(table), table.sum(1), table.sum(0)
-        n = table.sum()
-        spread = np.sqrt((n * n - (p * p).sum()) * (n * n - (t * t).sum()))
-        return {
-            "accuracy": float(both.sum() / n),
-            "macro_f1": float((2 * both / np.maximum(t + p, 1))[t > 0].mean()),
-            "mcc": float((both.sum() * n - (t * p).sum()) / spread) if spread > 0 else 0.0,
-            "log_loss": float(loss[rows].sum() / n),
-        }
-
-    return scores
+    counts = [metrics.confusion(t.astype(float), p) for t, p in zip(labels.residues, output)]
+    tables, losses = np.stack([t for t, _ in counts]), np.array([loss for _, loss in counts])
+    return lambda rows: metrics.from_confusion(tables[rows].sum(0), losses[rows].sum())
 
 
-def judge(
+def report(
     spec: FinetuneSpec,
     head: Head,
     labels: Labels,
@@ -127,19 +72,19 @@ def judge(
             cal_y = np.concatenate(parts["valid"].residues).astype(float)
         else:
             cal_out, cal_y = raw, parts["valid"].y
-    calibration = calibrate(spec, head, cal_out, cal_y)
+    calibration = calibrate(head, cal_out, cal_y, spec.level)
     head.calibration = calibration
     raw = _outputs(head, fit.features["test"], test)
     output = _as_metric(head, raw)
     own = scorer(task, test, output, calibration.get("thresholds"))
-    n, everything = len(test), np.arange(len(test))
+    everything = np.arange(len(test))
     others = _baselines(task, parts, fit)
     scorers = {name: scorer(task, test, out) for name, out in others.items()}
     scores = {name: s(everything) for name, s in scorers.items()}
     main = MAIN[task]
     best = max(scores, key=lambda k: scores[k][main] if np.isfinite(scores[k][main]) else -np.inf)
     gain = metrics.paired_bootstrap(
-        n, lambda r: own(r)[main] - scorers[best](r)[main], rounds=spec.bootstrap, seed=spec.seed
+        everything, lambda r: own(r)[main] - scorers[best](r)[main], rounds=spec.bootstrap, seed=spec.seed
     )
     mine = own(everything)
     evidence: dict[str, Any] = {
@@ -148,7 +93,7 @@ def judge(
         "method": method,
         "main": main,
         "metrics": mine,
-        "intervals": metrics.bootstrap(n, own, rounds=spec.bootstrap, seed=spec.seed),
+        "intervals": metrics.bootstrap(everything, own, rounds=spec.bootstrap, seed=spec.seed),
         "baselines": scores,
         "best_baseline": best,
         "beats_baseline": bool(mine[main] > scores[best][main]),
@@ -179,7 +124,7 @@ def judge(
         }
     curves = _curves(head, test, output)
     evidence["calibration"] = _calibration(spec, head, test, output, curves, len(cal_y))
-    evidence["ood"] = _domain(spec, head, test, fit, predictor, method)
+    evidence["ood"] = _ood(spec, head, test, fit, predictor, method)
     return calibration, evidence, curves
 
 
@@ -246,14 +191,14 @@ def _calibration(
     }
 
 
-def _domain(
+def _ood(
     spec: FinetuneSpec, head: Head, test: Labels, fit: Fit, predictor: Predictor, method: str
 ) -> dict[str, Any]:
     how = (
         "ood = sqrt(d^2 + u^2). d: Mahalanobis distance of the mean embedding in 64 whitened, shrunken directions, "
         "over the square root of 64 (about 1 on training proteins)."
     )
-    if head.domain.order is None:
+    if head.ood.order is None:
         return {"how": how + " u is 0: this head is for variants of one protein.", "auroc_shuffled": None}
     how += (
         " u: how far the order of residues falls below the training proteins' median, in their interquartile "
@@ -264,9 +209,9 @@ def _domain(
     chosen = np.random.default_rng(spec.seed).permutation(len(test))[:SHUFFLED]
     natural = [clean(test.sequences[i]) for i in chosen]
     noise = shuffled(natural, spec.seed + 77)
-    inside = head.domain.score(pooled(head.task, [fit.features["test"][i] for i in chosen]), natural)
+    inside = head.ood.score(pooled(head.task, [fit.features["test"][i] for i in chosen]), natural)
     embedded = np.asarray(predictor.embed(noise, long_sequences="window"))
-    outside = head.domain.score(embedded, noise)
+    outside = head.ood.score(embedded, noise)
     truth = np.r_[np.zeros(len(inside)), np.ones(len(outside))]
     return {"how": how, "auroc_shuffled": auroc(truth, np.r_[inside, outside]), "pairs": len(chosen)}
 
@@ -295,6 +240,3 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             out[package] = "unknown"
     return out
-
-
-__all__: Sequence[str] = ("calibrate", "judge", "pooled", "scorer", "versions")
