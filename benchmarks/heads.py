@@ -73,7 +73,7 @@ def shipped(args: argparse.Namespace) -> dict[str, Any]:
         "target_class": ("macro_auroc", 0.92),
         "secondary_structure": ("accuracy", 0.68),
     }
-    out: dict[str, Any] = {"backbone": model.hash, "heads": {}}
+    out: dict[str, Any] = {"backbone": model.weights_hash, "heads": {}}
     for name, (main, goal) in want.items():
         folder = Path(args.heads) / name
         evidence = open_bundle(folder).evidence()
@@ -162,7 +162,7 @@ def gb1(args: argparse.Namespace) -> dict[str, Any]:
     from training.finetune.models.frozen import fit_frozen
 
     model = backbone(args.model, args.threads)
-    out: dict[str, Any] = {"backbone": model.hash, "embed": args.embed, "splits": {}}
+    out: dict[str, Any] = {"backbone": model.weights_hash, "embed": args.embed, "splits": {}}
     sets = GB1_SETS + ((("embedding", *GB1_SETS[2]),) if args.embed else ())
     for name in args.splits.split(","):
         parts, context, rows, embeddings = _gb1(args, model, name)
@@ -213,7 +213,7 @@ def coverage(args: argparse.Namespace) -> dict[str, Any]:
         )
     mean = statistics.mean(f["coverage"] for f in found)
     return {
-        "backbone": model.hash,
+        "backbone": model.weights_hash,
         "level": 0.9,
         "seeds": found,
         "mean": mean,
@@ -239,7 +239,7 @@ def ood(args: argparse.Namespace) -> dict[str, Any]:
     noise = shuffled(natural, 5)
     scores = [head.ood.score(model.embed(s, progress=True), s) for s in (natural, noise)]
     value = auroc(np.r_[np.zeros(len(rows)), np.ones(len(rows))], np.concatenate(scores))
-    return {"backbone": model.hash, "pairs": len(rows), "auroc": value, "required": 0.8, "goal": 0.9}
+    return {"backbone": model.weights_hash, "pairs": len(rows), "auroc": value, "required": 0.8, "goal": 0.9}
 
 
 # ------------------------------------------------------------------------------------------------- cost
@@ -281,7 +281,7 @@ def _frozen_heads(model: Any, count: int) -> list[Any]:
                 settings,
                 tensors | ood.tensors(),
                 calibration,
-                base_hash=model.hash,
+                base_weights_hash=model.weights_hash,
             )
         )
     return heads
@@ -308,7 +308,7 @@ def many(args: argparse.Namespace) -> dict[str, Any]:
             seconds[count].append(time.perf_counter() - start)
     ratio = min(seconds[1]) / min(seconds[32])
     return {
-        "backbone": model.hash, "proteins": len(sequences), "seconds": seconds,
+        "backbone": model.weights_hash, "proteins": len(sequences), "seconds": seconds,
         "throughput_of_32_over_1": ratio, "required": 0.8, "goal": 0.95,
     }  # fmt: skip
 
@@ -347,7 +347,7 @@ def mixed(args: argparse.Namespace) -> dict[str, Any]:
                 worst = max(worst, float((together[a:b] - alone).norm() / alone.norm()))
                 moved.append(float((alone - bare).norm() / bare.norm()) if name else 0.0)
     return {
-        "backbone": model.hash,
+        "backbone": model.weights_hash,
         "worst_relative_error": worst,
         "required": 1e-5,
         "adapters_moved": max(moved),
@@ -395,7 +395,7 @@ def cost(args: argparse.Namespace) -> dict[str, Any]:
             table.append(queue.get())
             process.join()
     return {
-        "backbone": backbone(args.model, args.threads).hash,
+        "backbone": backbone(args.model, args.threads).weights_hash,
         "rows": args.rows,
         "epochs": args.epochs,
         "table": table,

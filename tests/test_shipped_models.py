@@ -10,6 +10,8 @@ import torch
 
 import bioseq
 from bioseq.backbones.importing import export_checkpoint
+from bioseq.backbones.packed.config import ModelConfig
+from bioseq.backbones.packed.weights import hash_weights
 from bioseq.backbones.storage import load_backbone
 from bioseq.bundles.bundle import open_bundle
 from bioseq.bundles.registry import SHIPPED, Registry
@@ -75,9 +77,11 @@ def test_transformers_loads_the_export_and_agrees(backbone, data: Path, tmp_path
 
 @pytest.mark.parametrize("name", HEADS)
 def test_every_shipped_head_is_of_the_shipped_backbone(name: str, backbone) -> None:  # type: ignore[no-untyped-def]
+    computed = hash_weights(ModelConfig.from_dict(backbone.manifest.architecture), backbone.read_tensors())
     head = open_bundle(SHIPPED / name)
     assert head.manifest.kind == "head"
     assert head.manifest.base_hash == backbone.manifest.content_hash
+    assert head.manifest.base_weights_hash == backbone.manifest.weights_hash == computed
     assert sum(f.stat().st_size for f in head.path.rglob("*") if f.is_file()) < 2 * 2**20
     assert "baseline" in head.card().lower()
 

@@ -13,7 +13,7 @@ import torch
 from bioseq.backbones.esm2.checkpoint import Layout
 from bioseq.backbones.packed.config import ModelConfig
 from bioseq.backbones.packed.encoder import PackedEncoder
-from bioseq.backbones.packed.weights import build_encoder
+from bioseq.backbones.packed.weights import build_encoder, hash_weights
 from bioseq.bundles.bundle import Bundle, write_bundle
 from bioseq.errors import BundleError, CheckpointError
 
@@ -77,7 +77,13 @@ def write_backbone(
         "lm_head": "lm_head.bias" in stored,
         "dtype": str(stored["embed_tokens.weight"].dtype).removeprefix("torch."),
     }
-    fields = {**fields, "kind": "backbone", "architecture": architecture, "extra": extra}
+    fields = {
+        **fields,
+        "kind": "backbone",
+        "architecture": architecture,
+        "weights_hash": hash_weights(ModelConfig.from_dict(architecture), stored),
+        "extra": extra,
+    }
     with tempfile.TemporaryDirectory() as scratch:
         files: dict[str, Path] = {}
         if hf_extra is not None:
@@ -103,11 +109,20 @@ def load_backbone(
 ) -> PackedEncoder:
     """The encoder of a backbone bundle in `dtype` (float32 unless given). Raises `BundleError` naming the
     tensor that is missing, unknown or of another shape."""
+    config, tensors = _parts(bundle)
+    return build_encoder(config, tensors, dtype=dtype or torch.float32, device=device, error=BundleError)
+
+
+def weights_hash(bundle: Bundle) -> str:
+    """The hash of a backbone's weights: the manifest's, or computed for a bundle written before it had one."""
+    return bundle.manifest.weights_hash or hash_weights(*_parts(bundle))
+
+
+def _parts(bundle: Bundle) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
     if bundle.manifest.kind != "backbone":
         raise BundleError(f"{bundle.path} is a {bundle.manifest.kind}, not a backbone.")
     try:
         config = ModelConfig.from_dict(bundle.manifest.architecture)
     except CheckpointError as error:
         raise BundleError(f"{bundle.path}: {error}") from error
-    tensors = {k: v for k, v in bundle.read_tensors().items() if not k.startswith(EXTRA_TENSOR)}
-    return build_encoder(config, tensors, dtype=dtype or torch.float32, device=device, error=BundleError)
+    return config, {k: v for k, v in bundle.read_tensors().items() if not k.startswith(EXTRA_TENSOR)}

@@ -37,7 +37,7 @@ from bioseq.version import __version__
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Bundle", "Manifest", "open_bundle", "write_bundle"]
+__all__ = ["Bundle", "Manifest", "is_checkpoint", "open_bundle", "write_bundle"]
 
 TENSORS = "model.safetensors"
 ADAPTER = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
@@ -119,6 +119,11 @@ def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
             yield name, path
 
 
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether a folder is a checkpoint in the Hugging Face layout: it has a config.json, and is not a bundle."""
+    return (Path(path) / "config.json").is_file() and not (Path(path) / MANIFEST).exists()
+
+
 def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
     """Open a bundle directory.
 
@@ -130,7 +135,7 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
         raise BundleError(f"{folder} is not a bundle: no such folder.")
     if not (folder / MANIFEST).is_file():
         hint = "Give a folder that bioseq wrote."
-        if (folder / "config.json").is_file():
+        if is_checkpoint(folder):
             hint = f"It looks like a Hugging Face checkpoint: bioseq models import {folder} NAME."
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.", hint=hint)
     manifest = manifest_from_dict(read_json(folder / MANIFEST), where=str(folder / MANIFEST))

@@ -8,7 +8,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 
 from bioseq.errors import BundleError
 
@@ -60,16 +60,23 @@ def check_file_name(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a bundle says of itself. `content_hash` covers every file and every field but `name` and
-    `version`, so a bundle may be registered under another name; `base_hash` is the content hash of a head's
-    backbone; `files` maps each file's name to its SHA-256."""
+    """What a bundle says of itself.
+
+    `content_hash` covers every file and every field but `name` and `version`, so a bundle may be registered
+    under another name. `weights_hash` names what a backbone computes (see `bioseq.backbones.packed.weights`);
+    it follows from what `content_hash` covers and is left out of it, so that bundles written before it existed
+    keep their content hash. A head names its backbone by `base_weights_hash`; `base_hash` is the content hash
+    of the backbone's bundle, and all that older heads have. `files` maps each file's name to its SHA-256.
+    """
 
     kind: str
     name: str
     alphabet: str
     architecture: dict[str, Any] = field(default_factory=dict)
     version: int | None = None
+    weights_hash: str | None = None
     base_hash: str | None = None
+    base_weights_hash: str | None = None
     task: str | None = None
     labels: list[str] = field(default_factory=list)
     units: Any = None
@@ -90,11 +97,14 @@ class Manifest:
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     def expected_hash(self) -> str:
-        """SHA-256 over the sorted (file name, file hash) and all fields but content_hash, name and version."""
+        """SHA-256 over the sorted (file name, file hash) and all fields but content_hash, name, version and
+        weights_hash."""
         fields = self.to_dict()
         files = sorted(fields.pop("files").items())
-        for key in ("content_hash", "name", "version"):
+        for key in ("content_hash", "name", "version", "weights_hash"):
             del fields[key]
+        if self.base_weights_hash is None:  # so the content hashes of older bundles stay as they are
+            del fields["base_weights_hash"]
         text = json.dumps(
             [files, fields], sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")
         )
@@ -107,7 +117,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "alphabet": (str,),
     "architecture": (dict,),
     "version": (int, type(None)),
+    "weights_hash": (str, type(None)),
     "base_hash": (str, type(None)),
+    "base_weights_hash": (str, type(None)),
     "task": (str, type(None)),
     "labels": (list,),
     "units": (str, list, dict, type(None)),
@@ -163,12 +175,14 @@ def manifest_from_dict(data: Any, *, where: str = "manifest") -> Manifest:
     if manifest.kind == "head":
         if manifest.task not in TASKS:
             raise BundleError(f"{where}: task is {manifest.task!r}; known are {', '.join(TASKS)}.")
-        if not manifest.base_hash:
-            raise BundleError(f"{where}: a head needs base_hash, its backbone's content hash.")
-    if manifest.base_hash and not _HASH.fullmatch(manifest.base_hash):
-        raise BundleError(
-            f"{where}: base_hash is {manifest.base_hash!r}; 'sha256:' and 64 hex digits are needed."
-        )
+        if not manifest.base_hash and not manifest.base_weights_hash:
+            raise BundleError(
+                f"{where}: a head needs base_hash or base_weights_hash, which name its backbone."
+            )
+    for key in ("weights_hash", "base_hash", "base_weights_hash"):
+        digest = getattr(manifest, key)
+        if digest and not _HASH.fullmatch(digest):
+            raise BundleError(f"{where}: {key} is {digest!r}; 'sha256:' and 64 hex digits are needed.")
     if manifest.version is not None and manifest.version < 1:
         raise BundleError(f"{where}: version is {manifest.version}; versions begin at 1.")
     if not all(isinstance(label, str) for label in manifest.labels):
@@ -178,6 +192,32 @@ def manifest_from_dict(data: Any, *, where: str = "manifest") -> Manifest:
         if not isinstance(digest, str) or not _HASH.fullmatch(digest):
             raise BundleError(f"{where}: the hash of {name} is no 'sha256:' and 64 hex digits.")
     return manifest
+
+
+class Head(Protocol):
+    """What names a head's backbone: a manifest, a registry's entry, a loaded head."""
+
+    @property
+    def base_weights_hash(self) -> str | None: ...
+    @property
+    def base_hash(self) -> str | None: ...
+
+
+class Backbone(Protocol):
+    """What identifies a backbone: a manifest, a registry's entry, a predictor."""
+
+    @property
+    def weights_hash(self) -> str | None: ...
+    @property
+    def content_hash(self) -> str: ...
+
+
+def fits(head: Head, backbone: Backbone) -> bool:
+    """Was the head made for this backbone? By the hash of its weights; by the content hash of its bundle where
+    one of the two was written before there was a weights hash."""
+    if head.base_weights_hash and backbone.weights_hash:
+        return head.base_weights_hash == backbone.weights_hash
+    return bool(head.base_hash) and head.base_hash == backbone.content_hash
 
 
 def read_json(file: Path) -> Any:

@@ -21,14 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from bioseq.bundles.bundle import Bundle, open_bundle
-from bioseq.bundles.manifest import check_name
+from bioseq.bundles.manifest import Manifest, check_name, fits
 from bioseq.bundles.stores import Store, open_store
 from bioseq.errors import BundleError, NotFoundError, RegistryError
 
 INDEX, PREVIOUS = "index.json", "index.previous.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no hashes of weights, and is read
 SHIPPED = Path(__file__).parents[1] / "models"
 _KEPT = ("kind", "content_hash", "base_hash", "task", "alphabet", "per_residue", "labels", "units", "licence")
+_KEPT_SINCE_2 = ("weights_hash", "base_weights_hash")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,9 @@ class Entry:
     version: int
     kind: str
     content_hash: str
+    weights_hash: str | None = None
     base_hash: str | None = None
+    base_weights_hash: str | None = None
     task: str | None = None
     alphabet: str = "protein"
     per_residue: bool = False
@@ -58,9 +61,6 @@ class Entry:
         return f"{self.name}@{self.version}"
 
 
-Entries = list[Entry]  # the method `Registry.list` hides the type's name inside the class
-
-
 class Registry:
     """A registry at `home`: a folder, a URL of pyarrow's file systems, a `Store`, or None for $BIOSEQ_HOME
     (else ~/.local/share/bioseq). `shipped` is the folder of read-only bundles. Safe to use from several
@@ -73,7 +73,7 @@ class Registry:
 
     # ------------------------------------------------------------------------------------------------ reading
 
-    def list(self) -> Entries:
+    def entries(self) -> list[Entry]:
         """All versions of all names, shipped ones included, sorted by kind, name and version."""
         return self._entries(self._read())
 
@@ -113,9 +113,9 @@ class Registry:
             )
         return Bundle(bundle.path, replace(bundle.manifest, name=entry.name, version=entry.version))
 
-    def heads_for(self, base_hash: str) -> Entries:
-        """The newest version of every head trained on the backbone with this content hash."""
-        newest = {e.name: e for e in self.list() if e.kind == "head" and e.base_hash == base_hash}
+    def heads_for(self, backbone: Entry | Manifest) -> list[Entry]:
+        """The newest version of every head that was made for this backbone."""
+        newest = {e.name: e for e in self.entries() if e.kind == "head" and fits(e, backbone)}
         return list(newest.values())
 
     def aliases(self) -> dict[str, str]:
@@ -149,7 +149,7 @@ class Registry:
         if name in self._shipped():
             raise RegistryError(f"{name!r} is a model that bioseq ships.", hint="Choose another name.")
         digest = manifest.content_hash
-        record = {key: getattr(manifest, key) for key in _KEPT}
+        record = {key: getattr(manifest, key) for key in (*_KEPT, *_KEPT_SINCE_2)}
 
         def add(index: dict[str, Any]) -> int:
             if name in self._aliases(index):
@@ -180,8 +180,9 @@ class Registry:
         else:
             raise RegistryError(f"{name} cannot be registered: other processes keep removing its content.")
         entry = self.find(f"{name}@{result}")
-        if entry.kind == "head" and not any(e.content_hash == entry.base_hash for e in self.list()):
-            note = f"its backbone {entry.base_hash} is not registered here: register it before using the head"
+        if entry.kind == "head" and not any(e.kind == "backbone" and fits(entry, e) for e in self.entries()):
+            base = entry.base_weights_hash or entry.base_hash
+            note = f"its backbone {base} is not registered here: register it before using the head"
             entry = replace(entry, notes=(note,))
         return entry
 
@@ -191,7 +192,7 @@ class Registry:
         name, version = _split(ref)
         if version is None:
             raise RegistryError(f"{ref!r} names no version.", hint=f"Say which one: {name}@1, for example.")
-        removed: Entries = []
+        removed: list[Entry] = []
 
         def drop(index: dict[str, Any]) -> None:
             entry = self._find(index, f"{name}@{version}", None)
@@ -257,12 +258,13 @@ class Registry:
             return {"format_version": FORMAT_VERSION, "models": {}, "aliases": {}}
         try:
             index = json.loads(raw)
-            if index["format_version"] != FORMAT_VERSION:
+            if index["format_version"] not in (1, FORMAT_VERSION):
                 raise RegistryError(
                     f"{self.store.where}/{INDEX} has format_version {index['format_version']!r}; this bioseq reads "
-                    f"{FORMAT_VERSION}.",
+                    f"1 and {FORMAT_VERSION}.",
                     hint="Use a newer bioseq.",
                 )
+            index["format_version"] = FORMAT_VERSION
             _check_index(index)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, BundleError) as error:
             raise RegistryError(
@@ -289,7 +291,7 @@ class Registry:
                     version=manifest.version or 1,
                     path=str(folder),
                     shipped=True,
-                    **{key: getattr(manifest, key) for key in _KEPT},
+                    **{key: getattr(manifest, key) for key in (*_KEPT, *_KEPT_SINCE_2)},
                 )
                 found.setdefault(entry.name, {})[entry.version] = entry
         self._shipped_seen = (changed, found)
@@ -304,7 +306,7 @@ class Registry:
                 aliases["default"] = (chosen.name, chosen.version)
         return aliases
 
-    def _entries(self, index: dict[str, Any]) -> Entries:
+    def _entries(self, index: dict[str, Any]) -> list[Entry]:
         aliases = self._aliases(index)
         models = {name: dict(versions) for name, versions in self._shipped().items()}
         for name, model in index["models"].items():
@@ -379,7 +381,8 @@ def _check_index(index: dict[str, Any]) -> None:
     for name, model in index["models"].items():
         check_name(name)
         for version, record in model["versions"].items():
-            if not 0 < int(version) < model["next"] or set(record) != set(_KEPT):
+            unknown = set(record) - set(_KEPT) - set(_KEPT_SINCE_2)
+            if not 0 < int(version) < model["next"] or unknown or not set(_KEPT) <= set(record):
                 raise ValueError(f"{name}@{version} is not as it was written")
             if not re.fullmatch(r"sha256:[0-9a-f]{64}", record["content_hash"]):
                 raise ValueError(f"{name}@{version} has no content hash")

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bioseq.bundles.manifest import fits
 from bioseq.cli import new_parser
 
 if TYPE_CHECKING:
@@ -127,17 +128,20 @@ def _plain(entry: Entry) -> dict[str, Any]:
 
 
 def _list(registry: Registry, *, as_json: bool) -> None:
-    entries = registry.list()
+    entries = registry.entries()
     if as_json:
         print(json.dumps([_plain(e) for e in entries], indent=2))
         return
     if not entries:
         _say(f"no models in the registry at {registry.store.where}")
         return
-    bases = {e.content_hash: e.ref for e in entries if e.kind == "backbone"}
     rows = [("NAME", "KIND", "TASK", "BASE", "HASH", "ALIASES")]
     for e in entries:
-        base = bases.get(e.base_hash, e.base_hash[7:19] + " (unknown)") if e.base_hash else "-"
+        base = "-"
+        if e.kind == "head":
+            named = e.base_weights_hash or e.base_hash or ""
+            found = (b.ref for b in entries if b.kind == "backbone" and fits(e, b))
+            base = next(found, f"{named[7:19]} (unknown)")
         aliases = ", ".join(e.aliases) or "-"
         rows.append((e.ref, e.kind, e.task or "-", base, e.content_hash[7:19], aliases))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -154,7 +158,10 @@ def _show(registry: Registry, name: str, *, as_json: bool) -> None:
     version = f"@{manifest.version}" if manifest.version is not None else ""
     lines = [("name", f"{manifest.name}{version}"), ("kind", manifest.kind), ("hash", manifest.content_hash)]
     if manifest.kind == "head":
-        lines += [("task", str(manifest.task)), ("base", str(manifest.base_hash))]
+        lines += [
+            ("task", str(manifest.task)),
+            ("base", str(manifest.base_weights_hash or manifest.base_hash)),
+        ]
         lines += [("labels", ", ".join(manifest.labels) or "-")]
     lines += [("alphabet", manifest.alphabet), ("licence", manifest.licence), ("folder", str(bundle.path))]
     for key, value in lines:
@@ -185,7 +192,7 @@ def _import(registry: Registry, args: argparse.Namespace) -> None:
 def _remove(registry: Registry, ref: str) -> None:
     entry = registry.remove(ref)
     _say(f"removed {entry.ref}")
-    if entry.kind == "backbone" and not any(e.content_hash == entry.content_hash for e in registry.list()):
-        heads = registry.heads_for(entry.content_hash)
+    if entry.kind == "backbone" and not any(e.content_hash == entry.content_hash for e in registry.entries()):
+        heads = registry.heads_for(entry)
         if heads:
             _say(f"note: {', '.join(h.ref for h in heads)} cannot be used without it")

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from bioseq.backbones.pooling import EmbedOptions
+from bioseq.bundles.manifest import Backbone, fits
 from bioseq.errors import BundleError
 from bioseq.heads import calibration as applied
 from bioseq.heads import features as blocks
@@ -59,6 +60,7 @@ class Head:
     tensors: dict[str, torch.Tensor]
     calibration: dict[str, Any]
     base_hash: str | None = None
+    base_weights_hash: str | None = None
     version: int | None = None
     units: Any = None
     content_hash: str = ""
@@ -143,6 +145,7 @@ class Head:
             tensors=tensors,
             calibration=bundle.calibration(),
             base_hash=manifest.base_hash,
+            base_weights_hash=manifest.base_weights_hash,
             units=manifest.units,
             content_hash=manifest.content_hash,
             adapter=bundle.adapter,
@@ -308,11 +311,12 @@ def residue_inputs(features: np.ndarray, sequence: str) -> np.ndarray:
     return np.concatenate([flat_residues(features), letters], axis=1, dtype=np.float32)
 
 
-def check_base(head: Head, *, backbone_hash: str, backbone_name: str) -> None:
+def check_base(head: Head, backbone: Backbone, backbone_name: str) -> None:
     """Raise `BundleError` if a head was made for another backbone."""
-    if head.base_hash != backbone_hash:
+    if not fits(head, backbone):
+        base = head.base_weights_hash or head.base_hash or "none"
         raise BundleError(
-            f"head {head.name} was made for the backbone {(head.base_hash or 'none')[:19]}, "
-            f"not for {backbone_name} ({backbone_hash[:19]}).",
+            f"head {head.name} was made for the backbone {base[:19]}, "
+            f"not for {backbone_name} ({(backbone.weights_hash or backbone.content_hash)[:19]}).",
             hint="Train the head again on this backbone, or load the backbone it was made for.",
         )

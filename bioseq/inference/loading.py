@@ -28,19 +28,20 @@ def load(
     torch's thread count; `budget` is tokens a batch. Raises `NotFoundError`, `BundleError`,
     `CheckpointError`.
     """
+    from bioseq.bundles.bundle import is_checkpoint, open_bundle
     from bioseq.inference.predictor import Predictor
     from bioseq.sequences.alphabet import by_name
 
     path = Path(name_or_path)
     is_path = isinstance(name_or_path, Path) or "/" in str(name_or_path) or path.is_dir()
-    if is_path and (path / "config.json").is_file() and not (path / "manifest.json").is_file():
+    if is_path and is_checkpoint(path):
         from bioseq.backbones.esm2.checkpoint import load_checkpoint
 
         checkpoint = load_checkpoint(path)
         return Predictor(
             checkpoint.encoder,
             name=path.name,
-            content_hash=checkpoint.hash,
+            weights_hash=checkpoint.weights_hash,
             alphabet=by_name(checkpoint.alphabet),
             dtype=dtype,
             device=device,
@@ -48,8 +49,7 @@ def load(
             budget=budget,
             registry=registry,
         )
-    from bioseq.backbones.storage import load_backbone
-    from bioseq.bundles.bundle import open_bundle
+    from bioseq.backbones.storage import load_backbone, weights_hash
     from bioseq.bundles.registry import Registry
 
     registry = registry or Registry()
@@ -64,6 +64,7 @@ def load(
         name=bundle.manifest.name,
         version=bundle.manifest.version,
         content_hash=bundle.manifest.content_hash,
+        weights_hash=weights_hash(bundle),
         alphabet=by_name(bundle.manifest.alphabet),
         dtype=dtype,
         device=device,

@@ -57,6 +57,7 @@ class Predictor:
         name: str = "unnamed",
         version: int | None = None,
         content_hash: str = "",
+        weights_hash: str = "",
         alphabet: Alphabet | None = None,
         dtype: str = "float32",
         device: str = "auto",
@@ -72,7 +73,8 @@ class Predictor:
         self.device = torch.device(_device(device))
         if self.device.type == "cpu":
             keep_heap()
-        self.name, self.version, self.hash = name, version, content_hash
+        self.name, self.version = name, version
+        self.content_hash, self.weights_hash = content_hash, weights_hash
         self.alphabet = alphabet or protein()
         self.config = encoder.config
         self.dtype = dtype
@@ -96,7 +98,7 @@ class Predictor:
         """
         if head is None:
             head = Head.load((self.registry or Registry()).resolve(name, kind="head"))
-        check_base(head, backbone_hash=self.hash, backbone_name=self.name)
+        check_base(head, self, self.name)
         if head.adapter is not None:
             if name in self.heads:
                 lora.detach(self.encoder, name)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bioseq.bundles.manifest import fits
 from bioseq.errors import BundleError, NotFoundError
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class Model:
     kind: str
     content_hash: str
     base_hash: str | None
+    weights_hash: str | None
+    base_weights_hash: str | None
     task: str | None
     aliases: tuple[str, ...]
     shipped: bool
@@ -66,8 +69,8 @@ class Catalogue:
         exact = str(Path(default).resolve())
         self._manifests[f"{exact} {manifest.content_hash}"] = manifest
         return Model(
-            exact, manifest.name, manifest.version or 1, "backbone", manifest.content_hash, None, None,
-            ("default",), False,
+            exact, manifest.name, manifest.version or 1, "backbone", manifest.content_hash, None,
+            manifest.weights_hash, None, None, ("default",), False,
         )  # fmt: skip
 
     def refresh(self) -> bool:
@@ -76,11 +79,12 @@ class Catalogue:
         if generation == self._generation:
             return False
         models = []
-        for entry in self.registry.list():
+        for entry in self.registry.entries():
             models.append(
                 Model(
                     f"{entry.name}@{entry.version}", entry.name, entry.version, entry.kind,
-                    entry.content_hash, entry.base_hash, entry.task, tuple(entry.aliases), entry.shipped,
+                    entry.content_hash, entry.base_hash, entry.weights_hash, entry.base_weights_hash, entry.task,
+                    tuple(entry.aliases), entry.shipped,
                 )
             )  # fmt: skip
         by_name: dict[str, Model] = {}
@@ -114,15 +118,15 @@ class Catalogue:
     def head(self, name: str, base: Model) -> Model:
         """A head that fits the backbone `base`. Raises `NotFoundError` (head.not_found)."""
         model = self._find(name)
-        fitting = sorted({m.name for m in self._snapshot.models if m.base_hash == base.content_hash})
+        fitting = sorted({m.name for m in self._snapshot.models if m.kind == "head" and fits(m, base)})
         hint = f"Heads of {base.name}: {', '.join(fitting[:20]) or 'none'}."
         if model is None or model.kind != "head":
             raise NotFoundError("there is no head of that name.", code="head.not_found", hint=hint)
-        if model.base_hash != base.content_hash:
+        if not fits(model, base):
             # A newer version may belong to a newer backbone; the newest that fits answers, unless one is named.
             same = [
                 m for m in self._snapshot.models
-                if m.name == model.name and m.kind == "head" and m.base_hash == base.content_hash
+                if m.name == model.name and m.kind == "head" and fits(m, base)
             ]  # fmt: skip
             if not same or "@" in name or name != model.name:
                 raise NotFoundError(

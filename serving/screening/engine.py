@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from bioseq.bundles.manifest import fits
 from bioseq.errors import (
     ArtefactError,
     BioseqError,
@@ -191,7 +192,7 @@ class PredictorEngine:
             budget=factory.budget,
             registry=registry,
         )
-        if self.predictor.hash != factory.model_hash:
+        if self.predictor.content_hash != factory.model_hash:
             raise ArtefactError(
                 f"the model {factory.model_name} changed while the run was going.", hint=_PUT_BACK
             )
@@ -274,17 +275,17 @@ def predictor_factory(spec: ScreenSpec, *, device: str) -> PredictorFactory:
         try:
             head = registry.resolve(ref)
         except NotFoundError as error:
-            known = ", ".join(e.name for e in registry.heads_for(manifest.content_hash)) or "none"
+            known = ", ".join(e.name for e in registry.heads_for(manifest)) or "none"
             raise NotFoundError(
                 f"there is no head {ref!r}.", code=error.code, hint=f"Heads of {manifest.name}: {known}."
             ) from None
         m = head.manifest
         if m.kind != "head":
             raise BundleError(f"{ref} is a {m.kind}, not a head.")
-        if m.base_hash != manifest.content_hash:
+        if not fits(m, manifest):
             raise BundleError(
-                f"the head {ref} belongs to another backbone ({m.base_hash}) than {manifest.name} "
-                f"({manifest.content_hash}).",
+                f"the head {ref} belongs to another backbone ({m.base_weights_hash or m.base_hash}) than {manifest.name} "
+                f"({manifest.weights_hash or manifest.content_hash}).",
                 hint="Name its backbone with --model.",
             )
         name = m.name if m.name not in {h.name for h in heads} else f"{m.name}@{m.version}"

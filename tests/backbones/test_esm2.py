@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bioseq.backbones.esm2.checkpoint import is_checkpoint, load_checkpoint, write_checkpoint
+from bioseq.backbones.esm2.checkpoint import load_checkpoint, write_checkpoint
 from bioseq.backbones.importing import export_checkpoint, import_checkpoint
 from bioseq.backbones.packed.config import CONFIGS
 from bioseq.backbones.storage import load_backbone
-from bioseq.bundles.bundle import open_bundle
+from bioseq.bundles.bundle import is_checkpoint, open_bundle
 from bioseq.errors import CheckpointError, OutputError
 from bioseq.sequences.alphabet import protein
 
@@ -364,9 +364,9 @@ def test_transformers_loads_what_is_exported(original, tmp_path, imported):
 
 def test_encoder_and_hash_of_a_checkpoint(original, folder):
     first, same = load_checkpoint(original), load_checkpoint(folder)
-    assert first.hash == same.hash and first.hash.startswith("sha256:")
+    assert first.weights_hash == same.weights_hash and first.weights_hash.startswith("sha256:")
     edit_tensors(folder, lambda t: t["lm_head.bias"].add_(1e-3))
-    assert load_checkpoint(folder).hash != first.hash
+    assert load_checkpoint(folder).weights_hash != first.weights_hash
     state = first.encoder.state_dict()
     assert sorted(state) == sorted(first.tensors)
     assert all(state[name].equal(tensor) for name, tensor in first.tensors.items())

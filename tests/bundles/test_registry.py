@@ -62,7 +62,7 @@ def local(tmp_path) -> Registry:
 
 
 def test_register_resolve_and_pin_a_version(registry, tmp_path):
-    assert registry.list() == []
+    assert registry.entries() == []
     first = registry.register(backbone(tmp_path / "a", 1))
     second = registry.register(backbone(tmp_path / "b", 2))
     assert (first.ref, second.ref) == ("tiny@1", "tiny@2")
@@ -71,7 +71,7 @@ def test_register_resolve_and_pin_a_version(registry, tmp_path):
     assert pinned.card() == "# Card 1\n"
     assert (pinned.manifest.name, pinned.manifest.version) == ("tiny", 1)
     assert pinned.manifest.content_hash == first.content_hash
-    assert [e.ref for e in registry.list()] == ["tiny@1", "tiny@2"]
+    assert [e.ref for e in registry.entries()] == ["tiny@1", "tiny@2"]
 
 
 def test_the_same_content_is_stored_once(registry, tmp_path):
@@ -97,7 +97,7 @@ def test_a_removed_number_is_never_given_again(registry, tmp_path):
     assert registry.register(b).ref == "tiny@3"
     registry.remove("tiny@1")
     registry.remove("tiny@3")
-    assert registry.list() == []
+    assert registry.entries() == []
     assert registry.register(a).ref == "tiny@4"
 
 
@@ -130,7 +130,7 @@ def test_heads_of_a_backbone_and_generation(registry, tmp_path):
     lost = registry.register(head(tmp_path / "o", name="orphan"))
     assert "not registered here" in lost.notes[0]
     seen.append(registry.generation())
-    assert [e.ref for e in registry.heads_for(base.content_hash)] == [newer.ref]
+    assert [e.ref for e in registry.heads_for(base)] == [newer.ref]
     registry.alias("a", "tiny@1")
     seen.append(registry.generation())
     registry.alias("a", "tiny@1")  # nothing changes, and nothing is told
@@ -145,7 +145,7 @@ def test_a_weak_head_is_refused_unless_accepted(registry, tmp_path):
     with pytest.raises(RegistryError, match="does not beat") as caught:
         registry.register(weak)
     assert caught.value.code == "head.weak"
-    assert registry.list() == []
+    assert registry.entries() == []
     assert registry.register(weak, accept_weak=True).ref == "stability@1"
 
 
@@ -181,13 +181,13 @@ def test_a_damaged_index_says_what_to_do(registry, tmp_path):
     for bad in (b"", b"{", b"[]", b"\xff", b"{}", good[:-30], json.dumps(entry).encode()):
         registry.store.write("index.json", bad)
         with pytest.raises(RegistryError, match=r"index\.previous\.json"):
-            registry.list()
+            registry.entries()
         with pytest.raises(RegistryError, match="damaged"):
             registry.register(other)
         assert registry.store.read("index.json") == bad  # never mended silently
-    registry.store.write("index.json", good.replace(b'"format_version": 1', b'"format_version": 9'))
+    registry.store.write("index.json", good.replace(b'"format_version": 2', b'"format_version": 9'))
     with pytest.raises(RegistryError, match="format_version 9"):
-        registry.list()
+        registry.entries()
     registry.store.write("index.json", good)
     assert registry.resolve("tiny").card() == "# Card 0\n"
 
@@ -208,8 +208,8 @@ def test_threads_register_at_once(registry, tmp_path):
     for thread in threads:
         thread.join()
     assert failures == []
-    assert sorted(e.version for e in registry.list()) == [1, 2, 3, 4]
-    assert {e.content_hash for e in registry.list()} == {b.manifest.content_hash for b in made}
+    assert sorted(e.version for e in registry.entries()) == [1, 2, 3, 4]
+    assert {e.content_hash for e in registry.entries()} == {b.manifest.content_hash for b in made}
 
 
 # ------------------------------------------------------------------------------------------------- a local folder
@@ -240,8 +240,8 @@ def test_processes_register_at_once(local, tmp_path):
     refs = [ref for lines in said for ref in lines]
     assert sorted(r for r in refs if r != "shared@1") == sorted(f"stability@{v}" for v in range(1, 10))
     assert refs.count("shared@1") == 3
-    assert len(local.list()) == 10
-    assert all(local.resolve(e.ref).manifest.content_hash == e.content_hash for e in local.list())
+    assert len(local.entries()) == 10
+    assert all(local.resolve(e.ref).manifest.content_hash == e.content_hash for e in local.entries())
 
 
 _FOREVER = """
@@ -267,7 +267,7 @@ def test_a_kill_during_register_leaves_a_readable_registry(local, tmp_path, dela
     worker.send_signal(signal.SIGKILL)
     worker.communicate()
     assert worker.returncode == -signal.SIGKILL
-    entries = local.list()
+    entries = local.entries()
     assert len(entries) >= 3
     for entry in entries:
         local.resolve(entry.ref)
@@ -279,7 +279,7 @@ def test_a_kill_between_copy_and_index_wastes_nothing(local, tmp_path, monkeypat
     monkeypatch.setattr(LocalStore, "write", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         local.register(made)
-    assert local.list() == []
+    assert local.entries() == []
     monkeypatch.undo()
     assert local.register(made).ref == "tiny@1"
 
@@ -377,8 +377,11 @@ def test_shipped_bundles_are_there_and_read_only(tmp_path):
     registry = Registry(tmp_path / "home", shipped=shipped)
     assert registry.resolve("default").card() == "# Card 9\n"
     assert registry.resolve("default").manifest.name == "bioseq-8m"
-    assert [(e.ref, e.shipped) for e in registry.list()] == [("bioseq-8m@1", True), ("localization@1", True)]
-    assert [e.name for e in registry.heads_for(base.manifest.content_hash)] == ["localization"]
+    assert [(e.ref, e.shipped) for e in registry.entries()] == [
+        ("bioseq-8m@1", True),
+        ("localization@1", True),
+    ]
+    assert [e.name for e in registry.heads_for(base.manifest)] == ["localization"]
     assert not (tmp_path / "home").exists()  # reading writes nothing
     with pytest.raises(RegistryError, match="shipped with bioseq"):
         registry.remove("bioseq-8m@1")

@@ -154,14 +154,15 @@ def test_a_weak_head_says_so_first_and_is_not_registered(tmp_path, backbone, mon
     assert bundle.evidence()["beats_baseline"] is False
     with pytest.raises(RegistryError):
         Registry(tmp_path / "home").register(bundle.path, "weak")
-    assert not Registry(tmp_path / "home").heads_for(bundle.manifest.base_hash)
+    assert not Registry(tmp_path / "home").heads_for(open_bundle(backbone).manifest)
 
 
 def test_a_good_head_is_registered_and_served_by_name(tmp_path, backbone, monkeypatch):
     monkeypatch.setenv("BIOSEQ_HOME", str(tmp_path / "home"))
     bundle = run(tmp_path, backbone, ("k",), register="lysine", accept_weak=True)
     assert load(backbone).predict(["ACDEFGHIKK"], ["lysine"])[0]["lysine"]["head"] == "lysine"
-    assert bundle.manifest.base_hash == load(backbone).hash
+    assert bundle.manifest.base_hash == load(backbone).content_hash
+    assert bundle.manifest.base_weights_hash == load(backbone).weights_hash
 
 
 def test_few_validation_rows_choose_by_cross_validation(tmp_path, backbone):

@@ -74,7 +74,7 @@ def test_loss_falls_and_the_bundle_loads(tiny):
     import bioseq
 
     model = bioseq.load(folder / "best", threads=1)
-    assert model.hash == summary["bundles"]["best"]["hash"]
+    assert model.content_hash == summary["bundles"]["best"]["hash"]
     assert model.embed(["MKVLAA"]).shape == (1, 32)
     for name in ("card.md", "loss.png", "metrics.jsonl", "best/evidence.json", "last/manifest.json"):
         assert (folder / name).stat().st_size > 0

@@ -29,7 +29,14 @@ def cache_folder(given: str | None = None) -> Path:
 
 def _key(predictor: Predictor, sequences: Sequence[str], ask: EmbedOptions, kept: str) -> str:
     digest = hashlib.sha256()
-    settings = (predictor.hash, predictor.dtype, predictor.device.type, ask, kept, predictor.max_residues)
+    settings = (
+        predictor.weights_hash,
+        predictor.dtype,
+        predictor.device.type,
+        ask,
+        kept,
+        predictor.max_residues,
+    )
     digest.update(repr(settings).encode())
     for s in sequences:
         digest.update(s.encode() + b"\n")
@@ -51,7 +58,7 @@ def embed_cached(
     ask = ask or EmbedOptions()
     kept = np.float16 if ask.per_residue else np.float32
     file = cache_folder(cache) / f"{_key(predictor, sequences, ask, kept.__name__)}.safetensors"
-    if predictor.hash and file.is_file():
+    if predictor.weights_hash and file.is_file():
         return _read(file, sequences, ask), True
     rows: list[np.ndarray] = []
     with Progress(len(sequences), label, unit="sequences", enabled=progress) as bar:
@@ -65,7 +72,7 @@ def embed_cached(
                 assert result.embedding is not None
                 rows.append(result.embedding.astype(kept))
             bar.add(len(chunk))
-    if predictor.hash and sum(r.nbytes for r in rows) <= LARGEST:
+    if predictor.weights_hash and sum(r.nbytes for r in rows) <= LARGEST:
         _write(file, rows)
     return rows, False
 

@@ -108,8 +108,8 @@ def finetune(
         predictor = load(
             spec.base, dtype=spec.dtype, device=spec.device, threads=spec.threads, registry=registry
         )
-    if not predictor.hash:
-        raise BundleError("the base model has no content hash, so no head can name it.")
+    if not predictor.weights_hash:
+        raise BundleError("the base model has no hash of its weights, so no head can name it.")
     method = spec.method or ("lora" if predictor.device.type == "cuda" else "frozen")
     rows = subsample(split, spec)
     say(

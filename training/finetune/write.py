@@ -62,7 +62,7 @@ def write_head(
         neighbour_ids=ood.ids,
     )
     calibration, evidence, curves = report(spec, head, labels, split, parts, fit, predictor, method)
-    evidence["base"] = {"name": predictor.name, "hash": predictor.hash, "dtype": predictor.dtype}
+    evidence["base"] = {"name": predictor.name, "hash": predictor.weights_hash, "dtype": predictor.dtype}
     evidence = card.plain(evidence)
     files: dict[str, Path] = {}
     if ood.ids:
@@ -78,7 +78,8 @@ def write_head(
             "name": name,
             "alphabet": predictor.alphabet.name,
             "architecture": fit.architecture,
-            "base_hash": predictor.hash,
+            "base_hash": predictor.content_hash or None,
+            "base_weights_hash": predictor.weights_hash,
             "task": labels.task,
             "labels": list(labels.classes or labels.targets),
             "units": spec.units,

@@ -12,6 +12,7 @@ import torch
 from bioseq.backbones.packed.config import ModelConfig
 from bioseq.backbones.packed.encoder import PackedEncoder
 from bioseq.backbones.storage import load_backbone, save_backbone
+from bioseq.bundles.bundle import is_checkpoint
 from bioseq.errors import CheckpointError
 from bioseq.specs.pretrain import PretrainSpec
 from training.corpus.corpus import Corpus, open_corpus
@@ -27,7 +28,7 @@ def open_backbone(name: str) -> PackedEncoder:
     from bioseq.bundles.registry import Registry
 
     path = Path(name)
-    if (path / "config.json").is_file() and not (path / "manifest.json").is_file():
+    if is_checkpoint(path):
         from bioseq.backbones.esm2.checkpoint import load_checkpoint
 
         return load_checkpoint(path).encoder

@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from bioseq.backbones.esm2.config import find_alphabet, from_hf_config, parse_json, read_text, to_hf_config
 from bioseq.backbones.packed.config import ModelConfig
 from bioseq.backbones.packed.encoder import PackedEncoder
-from bioseq.backbones.packed.weights import build_encoder, hash_tensors
+from bioseq.backbones.packed.weights import build_encoder, hash_weights
 from bioseq.errors import CheckpointError, OutputError
 from bioseq.output import atomic_folder
 from bioseq.sequences import alphabet as alphabets
@@ -102,15 +102,9 @@ class Checkpoint:
         return build_encoder(self.config, self.tensors)
 
     @cached_property
-    def hash(self) -> str:
-        """Content hash of architecture and used tensors; not that of a bundle made from this checkpoint."""
-        return hash_tensors(self.config, self.tensors)
-
-
-def is_checkpoint(path: str | Path) -> bool:
-    """Whether `path` looks like a Hugging Face model folder (it has config.json, and is no bundle)."""
-    path = Path(path)
-    return (path / "config.json").is_file() and not (path / "manifest.json").exists()
+    def weights_hash(self) -> str:
+        """That of a bundle made from this checkpoint."""
+        return hash_weights(self.config, self.tensors)
 
 
 # ---------------------------------------------------------------------------------------------------- names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import fields
 
 import torch
 
@@ -42,9 +43,22 @@ def build_encoder(
     return encoder.requires_grad_(True).eval()
 
 
-def hash_tensors(config: ModelConfig, tensors: Mapping[str, torch.Tensor]) -> str:
-    """ "sha256:..." over the architecture and every tensor's name, dtype, shape and bytes."""
-    digest = hashlib.sha256(repr(sorted(config.to_dict().items())).encode())
+def hash_weights(
+    config: ModelConfig, tensors: Mapping[str, torch.Tensor], *, reference: str | None = None
+) -> str:
+    """ "sha256:..." over what decides the encoder's results: the architecture without its name, and every
+    tensor's name, dtype, shape and bytes. Heads name their backbone by it.
+
+    Settings that have their default value are left out, so a setting that is added later leaves the hashes of
+    older weights as they are. `reference` is the hash of the reference set of a backbone that reads homologs.
+    """
+    changed = {
+        f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default
+    }
+    del changed["name"]
+    digest = hashlib.sha256(repr(sorted(changed.items())).encode())
+    if reference is not None:
+        digest.update(f"\nreference {reference}".encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

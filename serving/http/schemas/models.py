@@ -20,7 +20,9 @@ class ModelInfo(Answer):
     version: int
     kind: Literal["backbone", "head"]
     content_hash: str
+    weights_hash: str | None = None
     base_hash: str | None = None
+    base_weights_hash: str | None = None
     task: str | None = None
     aliases: list[str]
     shipped: bool
