@@ -20,7 +20,7 @@ import numpy as np
 from bioseq.errors import SpecError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Masking:
     """`rate` of the residues are chosen; `mask` and `random` are shares of the chosen, the rest is kept."""
 

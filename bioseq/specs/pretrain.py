@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bioseq.errors import SpecError
+from bioseq.sequences.masking import Masking
 from bioseq.specs.base import Spec
 
 PINNED = (
@@ -48,20 +49,6 @@ class ArchitectureSpec(Spec):
                 field="model.n_heads",
             )
         _above(self, "init_std", 0.0, "model.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskingSpec(Spec):
-    """`rate` of the residues are chosen; of these `mask` become <mask>, `random` a random letter."""
-
-    rate: float = 0.15
-    mask: float = 0.8
-    random: float = 0.1
-
-    def validate(self) -> None:
-        from bioseq.sequences.masking import Masking
-
-        Masking(self.rate, self.mask, self.random)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +149,7 @@ class PretrainSpec(Spec):
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     activation_checkpointing: bool = False
-    masking: MaskingSpec = field(default_factory=MaskingSpec)
+    masking: Masking = field(default_factory=Masking)
     optimiser: OptimiserSpec = field(default_factory=OptimiserSpec)
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
     eval: EvalSpec = field(default_factory=EvalSpec)

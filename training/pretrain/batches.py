@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from bioseq.errors import SpecError
-from bioseq.inference.batching import SPECIAL_TOKENS
+from bioseq.inference.batching import SPECIAL_TOKENS, pack
 from bioseq.sequences.alphabet import Alphabet, by_name
-from bioseq.sequences.masking import Masking, mask
+from bioseq.sequences.masking import mask
 from bioseq.specs.pretrain import PretrainSpec
 from training.corpus.corpus import Corpus
 from training.pretrain.sampler import MASK, Sampler, share, stream
@@ -62,7 +62,6 @@ class Batches:
     def __init__(self, spec: PretrainSpec, corpus: Corpus):
         self.spec, self.corpus = spec, corpus
         self.alphabet: Alphabet = by_name(spec.alphabet)
-        self.how = Masking(spec.masking.rate, spec.masking.mask, spec.masking.random)
         self.sampler = Sampler(
             corpus,
             seed=spec.seed,
@@ -89,31 +88,28 @@ class Batches:
 
     def _pack(self, step: int, items: Any, group: np.ndarray) -> Micro:
         a = self.alphabet
-        if len(group) == 0:
-            tokens = np.array([a.cls_id, a.eos_id], dtype=np.int64)
-            none = torch.zeros(0, dtype=torch.int64)
-            return Micro(torch.from_numpy(tokens), torch.tensor([0, 2], dtype=torch.int32), 2, none, none)
-        lengths = items.lengths[group]
-        cu = np.zeros(len(group) + 1, dtype=np.int32)
-        np.cumsum(lengths + SPECIAL_TOKENS, out=cu[1:])
-        tokens = np.empty(int(cu[-1]), dtype=np.int64)
-        tokens[cu[:-1]], tokens[cu[1:] - 1] = a.cls_id, a.eos_id
-        places, targets = [], []
-        letters = a.standard_ids
-        for n, place in enumerate(group.tolist()):
-            ids = self.corpus.residues(int(items.records[place]), int(items.starts[place]), int(lengths[n]))
+        none = np.zeros(0, dtype=np.int64)
+        masked, places, targets = [], [none], [none]
+        begin = 1
+        for place in group.tolist():
+            record, start, length = (int(x[place]) for x in (items.records, items.starts, items.lengths))
+            ids = self.corpus.residues(record, start, length)
             generator = stream(self.spec.seed, MASK, step, place)
-            masked, chosen = mask(ids, generator, mask_id=a.mask_id, letters=letters, how=self.how)
-            begin = int(cu[n]) + 1
-            tokens[begin : begin + len(ids)] = masked
+            out, chosen = mask(
+                ids, generator, mask_id=a.mask_id, letters=a.standard_ids, how=self.spec.masking
+            )
+            masked.append(out)
             places.append(chosen + begin)
-            targets.append(ids[chosen])
+            targets.append(ids[chosen].astype(np.int64))
+            begin += length + SPECIAL_TOKENS
+        # a worker that has nothing to do gets an empty sequence
+        batch = pack(masked or [none], np.arange(max(len(masked), 1)), cls_id=a.cls_id, eos_id=a.eos_id)
         return Micro(
-            torch.from_numpy(tokens),
-            torch.from_numpy(cu),
-            int(lengths.max()) + SPECIAL_TOKENS,
+            torch.from_numpy(batch.tokens),
+            torch.from_numpy(batch.cu_seqlens),
+            batch.max_seqlen,
             torch.from_numpy(np.concatenate(places)),
-            torch.from_numpy(np.concatenate(targets).astype(np.int64)),
+            torch.from_numpy(np.concatenate(targets)),
         )
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bioseq.errors import SpecError
+from bioseq.sequences.masking import Masking
 from bioseq.specs.pretrain import (
     ArchitectureSpec,
     EvalSpec,
-    MaskingSpec,
     OptimiserSpec,
     PretrainSpec,
     ScheduleSpec,
@@ -98,7 +98,7 @@ def protein_8m() -> PretrainSpec:
         crop=254,
         sampling="cluster",
         precision="bfloat16",
-        masking=MaskingSpec(rate=0.25, mask=0.9, random=0.05),
+        masking=Masking(rate=0.25, mask=0.9, random=0.05),
         optimiser=OptimiserSpec(lr=1e-3),
         schedule=ScheduleSpec(kind="wsd", warmup=100, decay=900, final=0.01),
         eval=EvalSpec(every=200, proteins=150, passes=1),
