@@ -22,15 +22,11 @@ KNOWN_CIRCLES = (
     {"training.finetune.tune", "training.finetune.report", "training.finetune.run"},
     {"training.corpus.ray", "training.corpus.prepare"},
     {"training.pretrain.distributed.ray", "training.pretrain.run"},
-    {"serving.http.app", "serving.cluster.deployment"},
 )
 ROOMS_WITHOUT_DOCSTRING = {
     *("bioseq/client", "bioseq/heads", "bioseq/homologs", "bioseq/inference"),
-    *("serving/cluster", "serving/database", "serving/engine", "serving/http", "serving/jobs"),
-    *("serving/screening", "serving/screening/tables", "serving/telemetry"),
     *("training/corpus", "training/finetune", "training/pretrain", "training/pretrain/distributed"),
     *("training/pretrain/records", "training/release", "training/tables"),
-    "serving/database/migrations/versions",
 }
 
 

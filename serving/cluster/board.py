@@ -1,5 +1,5 @@
 """A small actor that all processes of the service report to: their metrics, their requests in flight. It also
-carries the one word that they all must hear: that the service is stopping."""
+tells them when the service is stopping."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Board:
         return self._draining
 
     def collect(self) -> dict[str, str]:
-        """The last text of every process that reported of late."""
+        """The last text of every process that reported within the last 30 s."""
         now = time.monotonic()
         self._texts = {p: v for p, v in self._texts.items() if now - v[0] < _FORGET_S}
         return {p: text for p, (_, text) in self._texts.items()}

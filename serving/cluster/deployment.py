@@ -100,33 +100,32 @@ class Ingress:
         from serving.database.base import Database
         from serving.engine.catalogue import Catalogue
         from serving.engine.link import HandleLink
-        from serving.http.app import create_app, make_service
+        from serving.http.app import create_app
+        from serving.http.service import Service
 
         logs.to_file(self.settings.log_file)
         catalogue = Catalogue(Registry(self.settings.registry), self.settings.model)
         catalogue.refresh()
         process = f"ingress-{serve.get_replica_context().replica_id.unique_id}"
         board = RemoteBoard(open_board(), process)
-        service = make_service(
+        service = Service(
             self.settings,
             HandleLink(self.engines, recovery_s=self.settings.recovery_s),
             catalogue,
             Database(self.settings.database),
-            board=board,
+            board,
         )
-        outer = create_app(service)
-        self._task = asyncio.get_running_loop().create_task(_report(outer, board))
-        return outer
+        app = create_app(service)
+        self._task = asyncio.get_running_loop().create_task(_report(app, board))
+        return app
 
 
-async def _report(outer: Any, board: Any) -> None:
+async def _report(app: Any, board: Any) -> None:
     """Tell the board how things stand, and hear whether the service is stopping."""
     while True:
         await asyncio.sleep(0.5)
         try:
-            outer.draining = await board.actor.push.remote(
-                board.process, outer.metrics.text(), outer.in_flight
-            )
+            app.draining = await board.actor.push.remote(board.process, app.metrics.text(), app.in_flight)
         except Exception as error:
             logs.trouble("ingress report", error)
 
@@ -151,10 +150,12 @@ class TokensPolicy:
         return by_queued_tokens(context, self.target)
 
 
-def build(settings: Settings) -> Any:
-    """The application, for `serve.run` or a Serve config file. Brings the database to its newest migration."""
+def build(args: dict[str, Any] | None = None) -> Any:
+    """The Ray Serve application, for `serve.run` and for config files (`import_path:
+    serving.cluster.deployment:build`, `args:` are `Settings`). Brings the database to its newest migration."""
     from serving.database.base import Database
 
+    settings = Settings.from_dict(dict(args or {}))
     database = Database(settings.database)
     database.upgrade()
     database.dispose()

@@ -245,7 +245,7 @@ def run(
             )
             board = open_board()
             ray.get(board.drain.remote(False))
-            serve.run(build(settings), name=APP, route_prefix="/", blocking=False)
+            serve.run(build(settings.to_dict()), name=APP, route_prefix="/", blocking=False)
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
             if address is None:
                 wait_ready(settings, stop)

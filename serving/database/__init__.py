@@ -1,7 +1,4 @@
-"""The service's database: SQLite by default, PostgreSQL by URL; one Alembic history for all of it.
+"""SQLAlchemy tables and sessions on SQLite or PostgreSQL: `base.Database`, and `keys.Keys` for API keys and usage.
 
-    base      the declarative base, engines and sessions, migrations
-    keys      API keys, their limits and what they used
-
-Tables are changed only through `serving/migrations`.
+Other rooms declare their own tables on `base.Base`; `migrations` brings a database to the newest version.
 """

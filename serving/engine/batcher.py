@@ -272,7 +272,7 @@ class Engine:
 
     @staticmethod
     def _call(ticket: Ticket, function: Callable, *args: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the caller's loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the caller's loop is closed, so it no longer waits
             ticket.loop.call_soon_threadsafe(function, *args)
 
     # -- the lanes ----------------------------------------------------------------------------------------

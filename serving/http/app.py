@@ -1,7 +1,7 @@
-"""The application: routes, dependencies and the outer layer put together.
+"""The application: routes, error answers and limits put together.
 
-`create_app` makes the ASGI application around any `Link`; `in_process` one with its engine inside, for tests
-and for embedding; `build` is the Serve application builder that config files and `bioseq serve` name.
+`create_app` makes the ASGI application around any `Link`; `in_process` one with its engine inside, for tests and
+for embedding.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,55 +20,38 @@ from starlette.responses import HTMLResponse
 from bioseq.errors import BioseqError
 from bioseq.version import __version__
 from serving.database.base import Database
-from serving.database.keys import Keys
 from serving.engine.catalogue import Catalogue
-from serving.engine.link import Link, LocalLink
-from serving.http import problems
-from serving.http.auth import Guard
-from serving.http.guard import Outer
+from serving.engine.link import LocalLink
+from serving.http import error_responses
+from serving.http.limits import RequestLimits
+from serving.http.routes import embed, estimate, health, jobs, models, predict, variants
 from serving.http.routes.body import Route
 from serving.http.schemas import common
 from serving.http.schemas.models import RegisterRequest
 from serving.http.service import Service
+from serving.problems import Problem
 from serving.settings import Settings
 from serving.telemetry import logs
-from serving.telemetry.metrics import EngineMetrics, IngressMetrics
+from serving.telemetry.metrics import EngineMetrics
 
-# Modules with a `router`; and, if they have one, `attach(service)`, an async context manager that runs while
-# the application does (background work, what they keep in `service.extras`).
-ROOMS = (
-    "serving.http.routes.embed",
-    "serving.http.routes.predict",
-    "serving.http.routes.variants",
-    "serving.http.routes.models",
-    "serving.http.routes.estimate",
-    "serving.http.routes.health",
-)
-OPTIONAL_ROOMS = ("serving.http.routes.jobs",)
+# Each has a `router`; and some `attach(service)`, an async context manager that runs while the application does
+# (background work, what they keep in `service.extras`).
+ROUTES: tuple[Any, ...] = (embed, predict, variants, models, estimate, health, jobs)
 _DESCRIPTION = """Protein language models: embeddings, property predictions and variant scores.
 
 Errors are problem documents (RFC 9457) with a stable dotted `code`; `/v1/embeddings` answers errors in
 OpenAI's shape. Sequences never appear in errors, logs or metrics."""
 
 
-def _rooms() -> list[Any]:
-    found = [import_module(name) for name in ROOMS]
-    for name in OPTIONAL_ROOMS:
-        with contextlib.suppress(ModuleNotFoundError):
-            found.append(import_module(name))
-    return found
-
-
-def create_app(service: Service, *, rooms: list[Any] | None = None) -> Outer:
+def create_app(service: Service) -> RequestLimits:
     """The ASGI application of a service."""
-    rooms = _rooms() if rooms is None else rooms
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            for room in rooms:
-                if hasattr(room, "attach"):
-                    await stack.enter_async_context(room.attach(service))
+            for module in ROUTES:
+                if hasattr(module, "attach"):
+                    await stack.enter_async_context(module.attach(service))
             task = asyncio.create_task(_background(service))
             try:
                 yield
@@ -78,7 +60,7 @@ def create_app(service: Service, *, rooms: list[Any] | None = None) -> Outer:
                 await asyncio.gather(task, return_exceptions=True)
                 await asyncio.to_thread(service.tracing.stop)
                 with contextlib.suppress(BioseqError):
-                    await asyncio.to_thread(service.guard.flush)
+                    await asyncio.to_thread(service.authorizer.flush)
 
     app = FastAPI(
         title="bioseq",
@@ -90,20 +72,20 @@ def create_app(service: Service, *, rooms: list[Any] | None = None) -> Outer:
     )
     app.state.service = service
     for kind, handler in (
-        (problems.Problem, problems.on_problem),
-        (BioseqError, problems.on_bioseq_error),
-        (RequestValidationError, problems.on_validation),
-        (HTTPException, problems.on_http),
-        (Exception, problems.on_unforeseen),
+        (Problem, error_responses.on_problem),
+        (BioseqError, error_responses.on_bioseq_error),
+        (RequestValidationError, error_responses.on_validation),
+        (HTTPException, error_responses.on_http),
+        (Exception, error_responses.on_unforeseen),
     ):
         app.add_exception_handler(kind, handler)
-    for room in rooms:
-        app.include_router(room.router)
+    for module in ROUTES:
+        app.include_router(module.router)
     app.include_router(_docs())
     _complete_openapi(app)
     if service.settings.traces:
         service.tracing.start(app)
-    return Outer(app, service.settings, service.metrics)
+    return RequestLimits(app, service.settings, service.metrics)
 
 
 async def _background(service: Service) -> None:
@@ -115,13 +97,13 @@ async def _background(service: Service) -> None:
         try:
             await service.refresh()
             if beat % 5 == 0:
-                await asyncio.to_thread(service.guard.flush)
+                await asyncio.to_thread(service.authorizer.flush)
         except Exception as error:
             logs.trouble("background", error)
 
 
 def _docs() -> APIRouter:
-    """A page of our own: nothing is fetched from elsewhere."""
+    """The documentation page, which loads nothing from other hosts."""
     router = APIRouter(route_class=Route)
     page = (Path(__file__).parent / "docs_page.html").read_text("utf-8")
 
@@ -152,20 +134,6 @@ def _complete_openapi(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def make_service(
-    settings: Settings, link: Link, catalogue: Catalogue, database: Database, *, board: Any = None
-) -> Service:
-    return Service(
-        settings=settings,
-        link=link,
-        catalogue=catalogue,
-        database=database,
-        guard=Guard(Keys(database), settings),
-        metrics=IngressMetrics(),
-        board=board,
-    )
-
-
 class LocalBoard:
     """Metrics of an engine in this process."""
 
@@ -179,7 +147,7 @@ class LocalBoard:
 @contextlib.asynccontextmanager
 async def in_process(
     settings: Settings | None = None, *, registry: Any = None, load: Any = None
-) -> AsyncIterator[Outer]:
+) -> AsyncIterator[RequestLimits]:
     """The whole service in this process, without Ray: `async with in_process(Settings(...)) as app`, and send
     requests through `httpx.ASGITransport(app)`. Its `service` is `app.service`."""
     from bioseq.bundles.registry import Registry
@@ -195,20 +163,9 @@ async def in_process(
     host = Host(settings, catalogue, load=load, observer=observer)
     await host.start()
     try:
-        service = make_service(
-            settings, LocalLink(host), catalogue, database, board=LocalBoard(host, observer)
-        )
-        outer = create_app(service)
-        async with outer.lifespan():
-            yield outer
+        app = create_app(Service(settings, LocalLink(host), catalogue, database, LocalBoard(host, observer)))
+        async with app.lifespan():
+            yield app
     finally:
         host.engine.stop()
         database.dispose()
-
-
-def build(args: dict[str, Any] | None = None) -> Any:
-    """The Ray Serve application, for `serve run serving.http.app:build key=value` and config files
-    (`import_path: serving.http.app:build`, `args:` are `Settings`)."""
-    from serving.cluster.deployment import build as build_deployment
-
-    return build_deployment(Settings.from_dict(dict(args or {})))

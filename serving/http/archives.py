@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ def unpack(archive: Path, folder: Path, max_bytes: int) -> Path:
                 )
             if not parts[-1].endswith(SUFFIXES):
                 raise BundleError(
-                    "the archive holds a file that no bundle has.",
+                    "the archive holds a file that does not belong in a bundle.",
                     hint=f"A bundle holds {', '.join(SUFFIXES)} files; tensors as safetensors only, never pickle.",
                 )
             total, count = total + size, count + 1
@@ -50,7 +49,7 @@ def unpack(archive: Path, folder: Path, max_bytes: int) -> Path:
         RuntimeError,
     ) as error:
         raise BundleError(
-            f"the upload is no readable tar or zip archive ({type(error).__name__}).",
+            f"the upload is not a readable tar or zip archive ({type(error).__name__}).",
             hint="Pack the bundle's folder with tar or zip.",
         ) from None
     found = [p.parent for p in folder.rglob("manifest.json")]
@@ -106,7 +105,3 @@ def inside(path: str, roots: tuple[str, ...]) -> Path:
         f"the path lies outside the server's roots ({allowed}).",
         hint="Upload an archive, or start with --root DIR.",
     )
-
-
-def clear(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)

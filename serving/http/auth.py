@@ -18,14 +18,14 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from serving.database.keys import ANONYMOUS, KeyInfo, Keys
-from serving.http.problems import Problem
+from serving.problems import Problem
 from serving.settings import Settings
 
 REMEMBER_S = 2.0
 _bearer = HTTPBearer(auto_error=False, description="An API key: `bioseq keys create NAME`.")
 
 
-class Guard:
+class Authorizer:
     """Checks keys and counts usage. Keys with limits are counted in the database at once, so that limits hold
     over several ingress replicas; the usage of others is written every few seconds."""
 
@@ -117,9 +117,13 @@ async def current_key(
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)] = None,
 ) -> KeyInfo:
     """FastAPI dependency: the caller's key (id, name, scopes). Raises `Problem` 401."""
-    guard: Guard = request.app.state.service.guard
-    key = await guard.identify(credentials.credentials if credentials else None)
-    if key is ANONYMOUS and not guard.settings.insecure and not own_name(request.headers.get("host", "")):
+    authorizer: Authorizer = request.app.state.service.authorizer
+    key = await authorizer.identify(credentials.credentials if credentials else None)
+    if (
+        key is ANONYMOUS
+        and not authorizer.settings.insecure
+        and not own_name(request.headers.get("host", ""))
+    ):
         raise Problem(
             403,
             "auth.forbidden",

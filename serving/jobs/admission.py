@@ -73,7 +73,7 @@ class Context:
 def recipe(name: str) -> str:
     """A pretraining recipe as TOML, asked of the command line: `serving` does not import `training`."""
     if not _RECIPE.fullmatch(name):
-        raise SpecError("that is no recipe's name.", field="recipe")
+        raise SpecError("recipe names use lower-case letters, digits and _.", field="recipe")
     done = subprocess.run(
         [sys.executable, "-m", "bioseq", "pretrain", "recipes", name],
         capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL,
@@ -154,7 +154,9 @@ def _input(value: str, field: str, context: Context, files: list[str]) -> str:
         files.append(context.file(found[1]))
         return value
     if value.startswith("file:"):
-        raise SpecError("that is no file id.", field=field, hint="Upload with POST /v1/files, then file:ID.")
+        raise SpecError(
+            "the file id is not valid.", field=field, hint="Upload with POST /v1/files, then file:ID."
+        )
     if "://" in value:
         below = any("://" in root and value.startswith(root.rstrip("/") + "/") for root in context.roots)
         if below and ".." not in value and "?" not in value and "%" not in value:

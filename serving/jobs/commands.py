@@ -103,7 +103,7 @@ def _set(spec: dict[str, Any], item: str) -> None:
     for parent in parents:
         spec = spec.setdefault(parent, {})
         if not isinstance(spec, dict):
-            raise SpecError(f"{parent} is no table.", field="--set")
+            raise SpecError(f"{parent} is not a table.", field="--set")
     spec[last] = value
 
 

@@ -22,8 +22,8 @@ class Executor(Protocol):
     address: str | None  # of the Ray cluster that runs work on: its GCS, host:port
 
     def start(self, run: str, folder: JobFolder, attempt: int, *, gpus: float = 0) -> None:
-        """Start attempt `attempt` of a job under the name `run`. A second call with the same name is no second
-        run."""
+        """Start attempt `attempt` of a job under the name `run`. A second call with the same name starts
+        nothing."""
 
     def states(self) -> dict[str, str]:
         """Every run that this executor knows, `running` or `ended`. May raise: then nothing is concluded."""

@@ -22,9 +22,9 @@ import anyio.to_thread
 from sqlalchemy import delete, func, select
 
 from serving.database.base import Database, now
-from serving.http.problems import Problem
 from serving.jobs.store import _using
 from serving.jobs.tables import FileRow
+from serving.problems import Problem
 
 Rows = list[FileRow]  # the method `FileStore.list` hides the type's name inside the class
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,119}")

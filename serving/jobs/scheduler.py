@@ -18,7 +18,6 @@ from typing import Any
 
 from bioseq.errors import BioseqError
 from serving.database.base import Database, now
-from serving.http.problems import Problem
 from serving.jobs import executors, finish
 from serving.jobs.admission import can_resume, materialise
 from serving.jobs.executors import Executor, job_of, run_name
@@ -27,6 +26,7 @@ from serving.jobs.folder import JobFolder
 from serving.jobs.lease import Lease, LeaseLost
 from serving.jobs.store import JobStore, Started
 from serving.jobs.tables import CANCELLED, FAILED, SUCCEEDED
+from serving.problems import Problem
 from serving.settings import Settings
 from serving.telemetry import logs
 
@@ -112,7 +112,7 @@ class Scheduler:
             self._unsent.pop(run, None)
         except Exception as error:
             # A cluster that has just started takes no jobs for a while. It may have begun nevertheless: the
-            # same name again is no second run.
+            # same name again starts nothing twice.
             self._unsent.setdefault(run, time.monotonic())
             logs.trouble("job start", error, job=job.id)
 
@@ -204,7 +204,7 @@ class Scheduler:
                 self._launch(after)
 
     def _stop_strays(self, states: dict[str, str]) -> None:
-        """Runs that are no job's present attempt: cancelled meanwhile, or of an attempt given up as lost."""
+        """Stop runs that are not the current attempt of a job: it was cancelled, or that attempt was given up."""
         wanted = {run_name(job.id, job.attempt) for job in self.store.running()}
         for run, state in states.items():
             if state == executors.RUNNING and job_of(run) and run not in wanted:

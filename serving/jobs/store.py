@@ -12,9 +12,9 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from serving.database.base import Database, now
-from serving.http.problems import Problem
 from serving.jobs.lease import Lease
 from serving.jobs.tables import ACTIVE, CANCELLED, ENDED, PENDING, RUNNING, FileRow, JobRow
+from serving.problems import Problem
 
 Rows = list[JobRow]  # the method `JobStore.list` hides the type's name inside the class
 Jobs = list["Started"]

@@ -197,7 +197,7 @@ class RunFolder:
             others = sorted(p.name for p in self.path.iterdir() if p.name not in ("lock.json", "work"))
             if [n for n in others if not n.endswith(".part")]:
                 raise OutputError(
-                    f"{self.path} exists and is no run folder (it holds {others[0]!r}).",
+                    f"{self.path} exists and is not a run folder (it holds {others[0]!r}).",
                     hint="Choose a new folder with -o.",
                 )
 

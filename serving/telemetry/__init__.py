@@ -1,0 +1,1 @@
+"""Logs, Prometheus metrics and OpenTelemetry traces. Nothing that a user sent is written to any of them."""

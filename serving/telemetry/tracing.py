@@ -3,7 +3,7 @@
 A request has the span of OpenTelemetry's FastAPI instrumentation, and below it one for each ask of an engine:
 kind, model, heads, items, and the seconds in the engine. They leave in batches for the OTLP collector that
 `OTEL_EXPORTER_OTLP_ENDPOINT` names (default http://localhost:4318); the other `OTEL_*` variables hold too. No span
-holds a body, a query or a path as it was typed: someone may have put a sequence there.
+holds a body, a query or a path as the client sent it, because it may contain a sequence.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from serving.telemetry import logs
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
-
-    from serving.engine.asks import Ask
 
 _TYPED = ("http.url", "http.target", "url.full", "url.path", "url.query")
 
@@ -55,15 +53,15 @@ class Tracing:
             self._provider.shutdown()
 
     @contextlib.contextmanager
-    def ask(self, ask: Ask) -> Iterator[Any]:
+    def ask(self, kind: str, model: str, heads: tuple[str, ...], items: int) -> Iterator[Any]:
         """The span of one ask of an engine, or None."""
         if self._tracer is None:
             yield None
             return
-        with self._tracer.start_as_current_span(f"engine {ask.kind}", record_exception=False) as span:
-            span.set_attribute("bioseq.backbones.packed", ask.model)
-            span.set_attribute("bioseq.heads.head", list(ask.heads))
-            span.set_attribute("bioseq.items", len(ask.sequences))
+        with self._tracer.start_as_current_span(f"engine {kind}", record_exception=False) as span:
+            span.set_attribute("bioseq.model", model)
+            span.set_attribute("bioseq.heads", list(heads))
+            span.set_attribute("bioseq.items", items)
             yield span
 
 

@@ -84,10 +84,10 @@ def api(
 
         noop = executor or NoOp()
         monkeypatch.setattr(loop, "make_executor", lambda: noop)
-        async with in_process(settings(**changes), registry=registry) as outer:
-            transport = httpx.ASGITransport(outer, raise_app_exceptions=False)
+        async with in_process(settings(**changes), registry=registry) as app:
+            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://bioseq", timeout=120) as http:
-                http.noop, http.outer, http.store = noop, outer, outer.service.extras["jobs"]  # type: ignore[attr-defined]
+                http.noop, http.app, http.store = noop, app, app.service.extras["jobs"]  # type: ignore[attr-defined]
                 yield http
 
     return start

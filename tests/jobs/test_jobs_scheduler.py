@@ -11,11 +11,11 @@ import pytest
 
 from bioseq.errors import RegistryError
 from serving.database.base import now
-from serving.http.problems import Problem
 from serving.jobs.executors import job_of, run_name
 from serving.jobs.finish import Finished
 from serving.jobs.lease import LeaseLost
 from serving.jobs.tables import CANCELLED, FAILED, PENDING, RUNNING, SUCCEEDED
+from serving.problems import Problem
 
 FINETUNE: dict[str, Any] = {
     "labels": "/roots/x.csv", "targets": ["t"], "base": "m@1", "residue_labels": None, "residue_mask": None,

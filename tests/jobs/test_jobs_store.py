@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from serving.database.base import now
-from serving.http.problems import Problem
 from serving.jobs.finish import Finished
 from serving.jobs.tables import PENDING
+from serving.problems import Problem
 
 
 def test_old_jobs_and_their_folders_are_removed(rig, monkeypatch):

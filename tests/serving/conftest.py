@@ -58,16 +58,16 @@ def settings(tmp_path: Path) -> Callable[..., Settings]:
 
 @pytest.fixture
 def serve(registry: Registry, settings: Callable[..., Settings]) -> Callable[..., Any]:
-    """`async with serve(max_items=3) as http:` an httpx client; `http.outer` is the application."""
+    """`async with serve(max_items=3) as http:` an httpx client; `http.app` is the application."""
 
     @contextlib.asynccontextmanager
     async def start(*, load: Any = None, **changes: Any) -> AsyncIterator[httpx.AsyncClient]:
         from serving.http.app import in_process
 
-        async with in_process(settings(**changes), registry=registry, load=load) as outer:
-            transport = httpx.ASGITransport(outer, raise_app_exceptions=False)
+        async with in_process(settings(**changes), registry=registry, load=load) as app:
+            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://bioseq", timeout=120) as http:
-                http.outer = outer  # type: ignore[attr-defined]
+                http.app = app  # type: ignore[attr-defined]
                 yield http
 
     return start
@@ -77,7 +77,7 @@ class Live:
     """The service behind a real socket: uvicorn in a thread."""
 
     def __init__(self, settings: Settings, registry: Registry, load: Any = None):
-        self.outer: Any = None
+        self.app: Any = None
         self.url = ""
         self._settings, self._registry, self._load = settings, registry, load
         self._ready = threading.Event()
@@ -88,8 +88,8 @@ class Live:
 
         from serving.http.app import in_process
 
-        async with in_process(self._settings, registry=self._registry, load=self._load) as self.outer:
-            config = uvicorn.Config(self.outer, port=0, log_level="error", lifespan="off")
+        async with in_process(self._settings, registry=self._registry, load=self._load) as self.app:
+            config = uvicorn.Config(self.app, port=0, log_level="error", lifespan="off")
             self.server = uvicorn.Server(config)
             task = asyncio.create_task(self.server.serve())
             while not self.server.started:

@@ -156,7 +156,7 @@ def test_packs_by_the_limits_and_keeps_order(live, predictor):
         with bioseq.connect(service.url) as remote:
             assert relative(remote.embed(s for s in seqs), predictor.embed(seqs)) <= 1e-5
             assert len(remote.predict(iter(seqs), ["fold"])) == 23
-        log = service.outer.settings.log_file
+        log = service.app.settings.log_file
     with open(log) as lines:
         items = [line for line in lines if '"/v1/embed"' in line]
     assert len(items) == 5

@@ -37,7 +37,7 @@ def test_replicas_follow_the_queued_tokens():
 def test_build_gives_the_two_deployments(settings):
     from ray.serve.schema import LoggingConfig  # noqa: F401 - Serve is importable here
 
-    from serving.http.app import build
+    from serving.cluster.deployment import build
 
     plain = settings(engine_replicas=2, engine_gpus=0.5).to_dict()
     app = build(plain)
@@ -62,7 +62,7 @@ def test_config_file_of_the_docs_is_valid(settings):
     data = yaml.safe_load(re.search(r"```yaml\n(.*?)```", text, re.S)[1])
     schema = ServeDeploySchema.model_validate(data)
     application = schema.applications[0]
-    assert application.import_path == "serving.http.app:build"
+    assert application.import_path == "serving.cluster.deployment:build"
     Settings.from_dict(application.args)
 
 

@@ -82,8 +82,8 @@ def shared(tmp_path_factory, bundles):
     box = {}
 
     async def live():
-        async with in_process(settings, registry=registry) as outer:
-            transport = httpx.ASGITransport(outer, raise_app_exceptions=False)
+        async with in_process(settings, registry=registry) as app:
+            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://bioseq", timeout=60) as http:
                 box["http"] = http
                 ready.set()
@@ -275,7 +275,7 @@ def test_full_queue(serve, registry):
 
     async def go():
         async with serve(load=slow, max_queued_tokens=300) as http:
-            engine, body = http.outer.service.link.host.engine, {"sequences": ["M" * 98]}
+            engine, body = http.app.service.link.host.engine, {"sequences": ["M" * 98]}
             slow.gate.clear()
             tasks = []
             for requests, tokens in ((1, 0), (2, 100), (3, 200), (4, 300)):
@@ -299,7 +299,7 @@ def test_full_queue(serve, registry):
 def test_engine_dead(serve):
     async def go():
         async with serve() as http:
-            http.outer.service.link.host.engine.stop()
+            http.app.service.link.host.engine.stop()
             for path, body in (("/v1/embed", GOOD), ("/v1/embeddings", {"input": "MKT", "model": "default"})):
                 r = await http.post(path, json=body)
                 check(r, 503, "engine.unavailable")
@@ -358,7 +358,7 @@ def test_keys_and_scopes(serve, settings):
             reader, text_reader = keys.create("reader", ("read",))
             _, text = keys.create("alice", ("predict",))
             _, text_admin = keys.create("root", ("admin",))
-            http.outer.service.guard._asked = (0.0, True)
+            http.app.service.authorizer._asked = (0.0, True)
             r = await ask(None)
             check(r, 401, "auth.unauthenticated")
             assert r.headers["www-authenticate"] == "Bearer"
@@ -384,7 +384,7 @@ def test_keys_and_scopes(serve, settings):
             check(await http.get("/v1/models"), 401, "auth.unauthenticated")
             assert (await http.get("/health/ready")).status_code == 200
             keys.revoke(reader.id)
-            http.outer.service.guard._known.clear()
+            http.app.service.authorizer._known.clear()
             check(await ask(text_reader), 401, "auth.unauthenticated")
 
     asyncio.run(go())
@@ -408,7 +408,7 @@ def test_quotas(serve, settings):
 
     async def go():
         async with serve() as http:
-            http.outer.service.guard._clock = lambda: 1000 * 60 + 30.0
+            http.app.service.authorizer._clock = lambda: 1000 * 60 + 30.0
 
             async def ask(text: str, length: int = 8, path="/v1/embed"):
                 body = (
@@ -427,7 +427,7 @@ def test_quotas(serve, settings):
             check(await ask(text_small, 58), 429, "quota.exceeded")
             check(await ask(text_small, 200), 413, "request.too_large")
             assert (await ask(text_free)).status_code == 200
-            http.outer.service.guard._clock = lambda: 1001 * 60 + 0.0
+            http.app.service.authorizer._clock = lambda: 1001 * 60 + 0.0
             assert (await ask(text_few)).status_code == 200
 
     asyncio.run(go())
@@ -443,7 +443,7 @@ def test_draining_turns_new_requests_away_and_finishes_old_ones(serve, registry)
             slow.gate.clear()
             first = asyncio.create_task(http.post("/v1/embed", json=GOOD))
             await asyncio.sleep(0.3)
-            http.outer.draining = True
+            http.app.draining = True
             answers = [await http.post("/v1/embed", json=GOOD), await http.get("/health/ready")]
             live = await http.get("/health/live")
             slow.gate.set()
@@ -461,7 +461,7 @@ def test_client_that_goes_away_frees_the_engine(serve, registry):
     async def go():
         async with serve(load=slow) as http:
             slow.gate.clear()
-            engine = http.outer.service.link.host.engine
+            engine = http.app.service.link.host.engine
             messages = [
                 {"type": "http.request", "body": json.dumps({"sequences": ["M" * 500] * 20}).encode()}
             ]
@@ -481,7 +481,7 @@ def test_client_that_goes_away_frees_the_engine(serve, registry):
                 "query_string": b"", "headers": [(b"content-type", b"application/json")],
                 "http_version": "1.1", "scheme": "http", "server": ("x", 80), "client": ("y", 1),
             }  # fmt: skip
-            task = asyncio.create_task(http.outer(scope, receive, send))
+            task = asyncio.create_task(http.app(scope, receive, send))
             async with asyncio.timeout(30):
                 while not engine.status()["queued_requests"]:
                     await asyncio.sleep(0.02)

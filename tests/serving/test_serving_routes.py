@@ -241,7 +241,7 @@ def test_several_backbones_by_name(serve, registry, tmp_path, predictor):
             ):
                 r = await http.post("/v1/embed", json={"sequences": SEQS, "model": name})
                 close([d["embedding"] for d in r.json()["data"]], model.embed(SEQS))
-            assert list(http.outer.service.link.host.status()["models"]) == ["other@1"]
+            assert list(http.app.service.link.host.status()["models"]) == ["other@1"]
             r = await http.post("/v1/predict", json={"sequences": SEQS, "heads": ["fold"], "model": "other"})
             assert (r.status_code, r.json()["code"]) == (404, "head.not_found")
 

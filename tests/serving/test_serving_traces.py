@@ -60,7 +60,7 @@ def test_spans_of_request_and_ask(live, collector, monkeypatch):
     request, ask = spans["POST /v1/predict"], spans["engine predict"]
     assert ask.parent_span_id == request.span_id and ask.trace_id == request.trace_id
     told = {a.key: a.value for a in ask.attributes}
-    assert told["bioseq.backbones.packed"].string_value == "tiny@1"
+    assert told["bioseq.model"].string_value == "tiny@1"
     assert told["bioseq.items"].int_value == len(SEQS) + 1 and told["bioseq.engine_s"].double_value > 0
     assert not any(CANARY.encode() in sent for sent in bodies)
 

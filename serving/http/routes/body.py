@@ -10,7 +10,7 @@ import orjson
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
-from serving.http.problems import Problem
+from serving.problems import Problem
 
 
 class _Request(Request):

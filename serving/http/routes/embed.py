@@ -11,21 +11,10 @@ from starlette.responses import Response
 from bioseq.errors import SpecError
 from serving.database.keys import KeyInfo
 from serving.engine.asks import Ask, Reply
-from serving.http.answering import Target, admit, find, service_of, stream
+from serving.http.answering import Order, answer
 from serving.http.auth import require
 from serving.http.checks import Checked
-from serving.http.problems import Problem
-from serving.http.routes.body import Route
-from serving.http.schemas.common import problems
-from serving.http.schemas.embed import (
-    EmbedRequest,
-    EmbedResponse,
-    LogitsRequest,
-    LogitsResponse,
-    OpenAIRequest,
-    OpenAIResponse,
-)
-from serving.http.wire import (
+from serving.http.formats import (
     ARROW,
     JSON,
     NPZ,
@@ -37,6 +26,19 @@ from serving.http.wire import (
     choose,
     vector_item,
 )
+from serving.http.routes.body import Route
+from serving.http.schemas.common import problems
+from serving.http.schemas.embed import (
+    EmbedRequest,
+    EmbedResponse,
+    LogitsRequest,
+    LogitsResponse,
+    OpenAIRequest,
+    OpenAIResponse,
+)
+from serving.http.service import Service
+from serving.http.targets import Target
+from serving.problems import Problem
 
 router = APIRouter(prefix="/v1", tags=["embeddings"], route_class=Route)
 Accept = Annotated[str | None, Header(include_in_schema=False)]
@@ -55,27 +57,40 @@ async def embed(
     request: Request, body: EmbedRequest, accept: Accept = None, key: KeyInfo = require("predict")
 ) -> Response:
     """Embeddings, pooled or per residue, of any layers. Not normalised."""
-    media = choose(accept)
-    target = await find(service_of(request), body.model)
-    _check_layers(body.layers, target)
-    cost = await admit(request, key, target, body.sequences, body.long_sequences)
-    ask = Ask(
-        "embed", target.model.exact, tuple(body.sequences), long_sequences=body.long_sequences,
-        options={"pooling": body.pooling, "layers": tuple(body.layers), "per_residue": body.per_residue},
-    )  # fmt: skip
-    d, n = target.shape.d_model, len(body.layers)
-    tail = (d,) if n == 1 else (n, d)
-    if media == JSON:
-        head = {"model": target.model.exact, "layers": body.layers}
-        writer: Writer = JsonRows(head, _item("embedding", body.dtype, body.per_residue))
-    else:
-        meta = {"pooling": body.pooling, "layers": ",".join(map(str, body.layers)), "width": str(d)}
-        writer = _binary(media, "embedding", tail, body.dtype, body.per_residue, cost, target, meta)
-    bytes_each = 4 * d * n
-    return await stream(
-        request, ask, cost, writer,
-        bytes_a_residue=bytes_each if body.per_residue else 0, bytes_an_item=64 + bytes_each,
-    )  # fmt: skip
+    return await answer(request, key, EmbedOrder(body, choose(accept)))
+
+
+class EmbedOrder(Order):
+    def __init__(self, body: EmbedRequest, media: str):
+        super().__init__(model=body.model, sequences=body.sequences, long_sequences=body.long_sequences)
+        self.body, self.media = body, media
+
+    def check(self, target: Target, service: Service) -> None:
+        super().check(target, service)
+        depth = target.shape.n_layers
+        for layer in self.body.layers:
+            if not -depth - 1 <= layer <= depth:
+                raise SpecError(f"layer {layer} does not exist; this model has 0 to {depth}.", field="layers")
+
+    def ask(self, target: Target) -> Ask:
+        b = self.body
+        options = {"pooling": b.pooling, "layers": tuple(b.layers), "per_residue": b.per_residue}
+        return Ask(
+            "embed", target.model.exact, tuple(b.sequences), long_sequences=b.long_sequences, options=options
+        )
+
+    def answer_bytes(self, target: Target) -> tuple[int, int]:
+        vector = 4 * target.shape.d_model * len(self.body.layers)
+        return 64 + vector, vector if self.body.per_residue else 0
+
+    def writer(self, target: Target, cost: Checked) -> Writer:
+        b, d, n = self.body, target.shape.d_model, len(self.body.layers)
+        if self.media == JSON:
+            head = {"model": target.model.exact, "layers": b.layers}
+            return JsonRows(head, _item("embedding", b.dtype, b.per_residue))
+        meta = {"pooling": b.pooling, "layers": ",".join(map(str, b.layers)), "width": str(d)}
+        tail = (d,) if n == 1 else (n, d)
+        return _binary(self.media, "embedding", tail, b.dtype, b.per_residue, cost, target, meta)
 
 
 @router.post("/logits", response_model=LogitsResponse, responses={**problems(*_ERRORS), 200: BINARY})
@@ -83,18 +98,28 @@ async def logits(
     request: Request, body: LogitsRequest, accept: Accept = None, key: KeyInfo = require("predict")
 ) -> Response:
     """Language-model logits of every residue; "<mask>" in a sequence is a mask token."""
-    media = choose(accept)
-    target = await find(service_of(request), body.model)
-    cost = await admit(request, key, target, body.sequences, body.long_sequences)
-    ask = Ask("logits", target.model.exact, tuple(body.sequences), long_sequences=body.long_sequences)
-    tokens = target.shape.alphabet.tokens
-    if media == JSON:
-        head = {"model": target.model.exact, "tokens": tokens}
-        writer: Writer = JsonRows(head, vector_item("logits", body.dtype))
-    else:
+    return await answer(request, key, LogitsOrder(body, choose(accept)))
+
+
+class LogitsOrder(Order):
+    def __init__(self, body: LogitsRequest, media: str):
+        super().__init__(model=body.model, sequences=body.sequences, long_sequences=body.long_sequences)
+        self.body, self.media = body, media
+
+    def ask(self, target: Target) -> Ask:
+        b = self.body
+        return Ask("logits", target.model.exact, tuple(b.sequences), long_sequences=b.long_sequences)
+
+    def answer_bytes(self, target: Target) -> tuple[int, int]:
+        return 64, 4 * len(target.shape.alphabet.tokens)
+
+    def writer(self, target: Target, cost: Checked) -> Writer:
+        tokens = target.shape.alphabet.tokens
+        if self.media == JSON:
+            head = {"model": target.model.exact, "tokens": tokens}
+            return JsonRows(head, vector_item("logits", self.body.dtype))
         meta = {"tokens": " ".join(tokens), "width": str(len(tokens))}
-        writer = _binary(media, "logits", (len(tokens),), body.dtype, True, cost, target, meta)
-    return await stream(request, ask, cost, writer, bytes_a_residue=4 * len(tokens))
+        return _binary(self.media, "logits", (len(tokens),), self.body.dtype, True, cost, target, meta)
 
 
 def _item(name: str, dtype: str, per_residue: bool) -> Any:
@@ -129,13 +154,6 @@ def _binary(
     return NpzRows(plural, (rows, *tail), dtype, ragged, cost.residues, meta)
 
 
-def _check_layers(layers: list[int], target: Target) -> None:
-    depth = target.shape.n_layers
-    for layer in layers:
-        if not -depth - 1 <= layer <= depth:
-            raise SpecError(f"layer {layer} is not there; this model has 0 to {depth}.", field="layers")
-
-
 @router.post(
     "/embeddings",
     response_model=OpenAIResponse,
@@ -147,32 +165,45 @@ async def openai_embeddings(
 ) -> Response:
     """As OpenAI's: mean over residues of the last layer, one vector a sequence."""
     choose(accept, (JSON,))
-    sequences = [body.input] if isinstance(body.input, str) else body.input
-    target = await find(service_of(request), body.model)
-    if body.dimensions not in (None, target.shape.d_model):
-        raise Problem(
-            422, "request.invalid",
-            f"dimensions is {body.dimensions}; this model gives {target.shape.d_model}. Leave it out.",
-            field="dimensions",
-        )  # fmt: skip
-    cost = await admit(request, key, target, sequences, "error")
-    ask = Ask(
-        "embed", target.model.exact, tuple(sequences),
-        options={"pooling": "mean", "layers": (-1,), "per_residue": False},
-    )  # fmt: skip
-    base64 = body.encoding_format == "base64"
+    return await answer(request, key, OpenAIOrder(body))
 
-    def item(reply: Reply, i: int, index: int) -> dict[str, Any]:
-        assert reply.arrays is not None
-        vector = reply.arrays[i]
-        return {
-            "object": "embedding",
-            "index": index,
-            "embedding": base64_floats(vector) if base64 else np.ascontiguousarray(vector),
-        }
 
-    writer = _OpenAIRows({"object": "list", "model": target.model.exact}, item)
-    return await stream(request, ask, cost, writer, bytes_an_item=64 + 4 * target.shape.d_model)
+class OpenAIOrder(Order):
+    def __init__(self, body: OpenAIRequest):
+        super().__init__(
+            model=body.model, sequences=[body.input] if isinstance(body.input, str) else body.input
+        )
+        self.body = body
+
+    def check(self, target: Target, service: Service) -> None:
+        super().check(target, service)
+        if self.body.dimensions not in (None, target.shape.d_model):
+            raise Problem(
+                422, "request.invalid",
+                f"dimensions is {self.body.dimensions}; this model gives {target.shape.d_model}. Leave it out.",
+                field="dimensions",
+            )  # fmt: skip
+
+    def ask(self, target: Target) -> Ask:
+        options = {"pooling": "mean", "layers": (-1,), "per_residue": False}
+        return Ask("embed", target.model.exact, tuple(self.sequences), options=options)
+
+    def answer_bytes(self, target: Target) -> tuple[int, int]:
+        return 64 + 4 * target.shape.d_model, 0
+
+    def writer(self, target: Target, cost: Checked) -> Writer:
+        base64 = self.body.encoding_format == "base64"
+
+        def item(reply: Reply, i: int, index: int) -> dict[str, Any]:
+            assert reply.arrays is not None
+            vector = reply.arrays[i]
+            return {
+                "object": "embedding",
+                "index": index,
+                "embedding": base64_floats(vector) if base64 else np.ascontiguousarray(vector),
+            }
+
+        return _OpenAIRows({"object": "list", "model": target.model.exact}, item)
 
 
 class _OpenAIRows(JsonRows):

@@ -9,10 +9,10 @@ from serving.database.keys import KeyInfo
 from serving.http.answering import Target, find, service_of
 from serving.http.auth import require
 from serving.http.checks import checked, variant_tokens
-from serving.http.problems import Problem
 from serving.http.routes.body import Route
 from serving.http.schemas.common import problems
 from serving.http.schemas.estimate import EstimateRequest, EstimateResponse
+from serving.problems import Problem
 
 router = APIRouter(prefix="/v1", tags=["operations"], route_class=Route)
 

@@ -11,15 +11,15 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 
 from serving.database.keys import KeyInfo
-from serving.http.answering import service_of
 from serving.http.auth import require
-from serving.http.problems import Problem
 from serving.http.routes import streams
 from serving.http.routes.body import Route
 from serving.http.schemas.common import problems
 from serving.http.schemas.jobs import FileInfo, FileList
+from serving.http.service import service_of
 from serving.jobs.files import FileStore
 from serving.jobs.tables import FileRow
+from serving.problems import Problem
 
 router = APIRouter(prefix="/v1", route_class=Route, tags=["jobs"])
 Id = Annotated[str, Path(pattern="^[0-9a-f]{24}$")]
@@ -119,7 +119,7 @@ def read_file(request: Request, file_id: Id, key: KeyInfo = require("train")) ->
     """The file again, whole or one byte range."""
     files = files_of(request)
     row = files.get(file_id, sees(key))
-    return streams.send_file(request, files.path(row), row.name, f'"{row.sha256}"')
+    return streams.Download(files.path(row), row.name, f'"{row.sha256}"')
 
 
 @router.delete("/files/{file_id}", status_code=204, responses=problems(401, 403, 404, 409))

@@ -10,10 +10,10 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from bioseq.errors import ServiceError
-from serving.http.answering import service_of
 from serving.http.auth import _bearer, current_key
-from serving.http.problems import Problem
 from serving.http.schemas.common import problems
+from serving.http.service import service_of
+from serving.problems import Problem
 from serving.telemetry.metrics import CONTENT_TYPE, join
 
 router = APIRouter(tags=["operations"])
@@ -38,7 +38,7 @@ async def live() -> Health:
 @router.get("/health/ready", responses=problems(503))
 async def ready(request: Request) -> Ready:
     """An engine answers and the service takes requests."""
-    if request.scope.get("bioseq.draining"):
+    if request.scope["bioseq.limits"].draining:
         raise Problem(503, "service.draining", "the service is stopping.", retry_after=5)
     try:
         status = await service_of(request).link.status()

@@ -11,14 +11,13 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.sse import EventSourceResponse
 from prometheus_client import Gauge
 from starlette.responses import PlainTextResponse, StreamingResponse
 
 from bioseq.errors import BioseqError, NotFoundError
 from serving.database.keys import KeyInfo
-from serving.http.answering import service_of
 from serving.http.auth import require
-from serving.http.problems import Problem
 from serving.http.routes import streams
 from serving.http.routes.body import Route
 from serving.http.routes.files import BINARY, Id, files_of, sees
@@ -34,13 +33,14 @@ from serving.http.schemas.jobs import (
     ResultList,
     State,
 )
-from serving.http.service import Service
+from serving.http.service import Service, service_of
 from serving.jobs.admission import Context, admit
 from serving.jobs.files import FileStore
 from serving.jobs.folder import JobFolder
 from serving.jobs.loop import scheduling
 from serving.jobs.store import JobStore
 from serving.jobs.tables import ACTIVE, PENDING, RUNNING, STATES, SUCCEEDED, JobRow
+from serving.problems import Problem
 from serving.telemetry.logs import line
 
 router = APIRouter(prefix="/v1", route_class=Route, tags=["jobs"])
@@ -255,7 +255,7 @@ def logs(
         return StreamingResponse(_whole_log(folder, offset), media_type="text/plain; charset=utf-8")
     if last_event_id is not None and last_event_id.isdigit() and len(last_event_id) < 16:
         offset = int(last_event_id)
-    outer = request.scope.get("bioseq.outer")
+    limits = request.scope["bioseq.limits"]
 
     def look() -> JobRow | None:
         try:
@@ -263,8 +263,8 @@ def logs(
         except Problem:
             return None  # purged meanwhile
 
-    events = streams.follow(folder, look, offset, lambda: bool(outer and outer.draining))
-    return StreamingResponse(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+    events = streams.follow(folder, look, offset, lambda: limits.draining)
+    return EventSourceResponse(events, headers={"X-Accel-Buffering": "no"})
 
 
 async def _whole_log(folder: JobFolder, offset: int) -> AsyncIterator[bytes]:
@@ -309,7 +309,7 @@ def result_file(request: Request, job_id: Id, name: str, key: KeyInfo = require(
     if path is None:
         raise Problem(404, "result.not_found", "the job has no such file.")
     shown = path.name if _NAME.fullmatch(path.name) else "result"
-    return streams.send_file(request, path, shown, streams.etag_of(path))
+    return streams.Download(path, shown)
 
 
 router.routes.extend(file_router.routes)

@@ -15,14 +15,14 @@ from starlette.responses import PlainTextResponse, Response
 from bioseq.errors import NotFoundError
 from serving.database.keys import KeyInfo
 from serving.engine.catalogue import Model
-from serving.http.answering import find, service_of
 from serving.http.archives import inside, unpack
 from serving.http.auth import require
-from serving.http.problems import Problem, too_large
 from serving.http.routes.body import _parse
 from serving.http.schemas.common import problems
 from serving.http.schemas.models import Limits, ModelDetail, ModelInfo, ModelList, RegisterRequest
-from serving.http.service import Service
+from serving.http.service import Service, service_of
+from serving.http.targets import find
+from serving.problems import Problem, too_large
 
 router = APIRouter(prefix="/v1", tags=["models"])
 ARCHIVES = ("application/x-tar", "application/gzip", "application/zip", "application/octet-stream")

@@ -9,14 +9,16 @@ from starlette.responses import Response
 
 from serving.database.keys import KeyInfo
 from serving.engine.asks import Ask, Reply
-from serving.http.answering import admit, find, service_of, stream
+from serving.http.answering import Order, answer
 from serving.http.auth import require
-from serving.http.problems import Problem
+from serving.http.checks import Checked
+from serving.http.formats import ARROW, JSON, JsonRows, TableRows, Writer, choose
 from serving.http.routes.body import Route
 from serving.http.schemas.common import problems
 from serving.http.schemas.predict import PredictRequest, PredictResponse
 from serving.http.tables import prediction_type
-from serving.http.wire import ARROW, JSON, JsonRows, TableRows, Writer, choose
+from serving.http.targets import Target
+from serving.problems import Problem
 
 router = APIRouter(prefix="/v1", tags=["predictions"], route_class=Route)
 
@@ -39,30 +41,55 @@ async def predict(
     key: KeyInfo = require("predict"),
 ) -> Response:
     """Predictions of one or many heads, computed in one pass, with intervals and out-of-domain scores."""
-    media = choose(accept, (JSON, ARROW))
-    if len(set(body.heads)) < len(body.heads):
-        raise Problem(422, "request.invalid", "heads: a head is named twice.", field="heads")
-    target = await find(service_of(request), body.model, body.heads)
-    cost = await admit(request, key, target, body.sequences, body.long_sequences)
-    ask = Ask(
-        "predict", target.model.exact, tuple(body.sequences), heads=target.exact_heads,
-        long_sequences=body.long_sequences, options={"nearest": body.nearest},
-    )  # fmt: skip
-    exact = {name: model.exact for name, model in target.heads.items()}
+    return await answer(request, key, PredictOrder(body, choose(accept, (JSON, ARROW))))
 
-    def by_asked_name(reply: Reply, i: int) -> dict[str, Any]:
-        assert reply.predictions is not None
-        return {name: reply.predictions[i][of] for name, of in exact.items()}
 
+class PredictOrder(Order):
+    def __init__(self, body: PredictRequest, media: str):
+        super().__init__(
+            model=body.model, sequences=body.sequences, heads=body.heads, long_sequences=body.long_sequences
+        )
+        self.body, self.media = body, media
+        if len(set(body.heads)) < len(body.heads):
+            raise Problem(422, "request.invalid", "heads: a head is named twice.", field="heads")
+
+    def ask(self, target: Target) -> Ask:
+        return Ask(
+            "predict", target.model.exact, tuple(self.sequences), heads=target.exact_heads,
+            long_sequences=self.long_sequences, options={"nearest": self.body.nearest},
+        )  # fmt: skip
+
+    def answer_bytes(self, target: Target) -> tuple[int, int]:
+        per_residue = any(m.task == "per_residue" for m in target.heads.values())
+        n = len(target.heads)
+        return (500 + 60 * self.body.nearest) * n, 200 * n if per_residue else 0
+
+    def writer(self, target: Target, cost: Checked) -> Writer:
+        exact = {name: model.exact for name, model in target.heads.items()}
+        if self.media == JSON:
+            return JsonRows({"model": target.model.exact, "heads": exact}, _items(exact))
+        return TableRows(_columns(exact), {"model": target.model.exact})
+
+
+def _by_asked_name(exact: dict[str, str], reply: Reply, i: int) -> dict[str, Any]:
+    assert reply.predictions is not None
+    return {name: reply.predictions[i][of] for name, of in exact.items()}
+
+
+def _items(exact: dict[str, str]) -> Any:
     def item(reply: Reply, i: int, index: int) -> dict[str, Any]:
-        return {"index": index, "predictions": by_asked_name(reply, i), "notes": reply.notes[i]}
+        return {"index": index, "predictions": _by_asked_name(exact, reply, i), "notes": reply.notes[i]}
 
+    return item
+
+
+def _columns(exact: dict[str, str]) -> Any:
     types: dict[str, Any] = {}
 
     def columns(reply: Reply, first: int) -> dict[str, Any]:
         import pyarrow as pa
 
-        rows = [by_asked_name(reply, i) for i in range(len(reply.notes))]
+        rows = [_by_asked_name(exact, reply, i) for i in range(len(reply.notes))]
         made: dict[str, Any] = {"index": pa.array(range(first, first + len(rows)), type=pa.int64())}
         for name in exact:
             if name not in types:
@@ -71,13 +98,4 @@ async def predict(
         made["notes"] = pa.array([list(n) for n in reply.notes], type=pa.list_(pa.string()))
         return made
 
-    writer: Writer = (
-        JsonRows({"model": target.model.exact, "heads": exact}, item)
-        if media == JSON
-        else TableRows(columns, {"model": target.model.exact})
-    )
-    per_residue = any(m.task == "per_residue" for m in target.heads.values())
-    return await stream(
-        request, ask, cost, writer,
-        bytes_a_residue=200 * len(exact) if per_residue else 0, bytes_an_item=(500 + 60 * body.nearest) * len(exact),
-    )  # fmt: skip
+    return columns

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import re
 from collections.abc import AsyncIterator, Callable
-from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
 import orjson
-from starlette.requests import Request
-from starlette.responses import StreamingResponse
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from starlette.responses import FileResponse, MalformedRangeHeader, RangeNotSatisfiable
 
-from serving.http.problems import Problem
 from serving.jobs.folder import JobFolder
 from serving.jobs.tables import ENDED
+from serving.problems import Problem
 
 BLOCK = 1 << 18
 POLL_S = 0.4
 BEAT_S = 15.0
+_BINARY = "application/octet-stream"
 
 
 def read_log(folder: JobFolder, offset: int, limit: int = BLOCK) -> bytes:
@@ -69,29 +67,29 @@ async def follow(
     """
     rest, told, quiet = b"", None, 0.0
     metrics = _Metrics(folder.output / "metrics.jsonl", from_end=offset > 0)
-    yield b"retry: 2000\n\n"
+    yield format_sse_event(retry=2000)
     while True:
         row = await asyncio.to_thread(look)
         while piece := await asyncio.to_thread(read_log, folder, offset + len(rest)):
             *lines, rest = (rest + piece).split(b"\n")
             for line in lines:
                 offset += len(line) + 1
-                yield _event(line, offset)
+                yield _line(line, offset)
             if len(rest) > BLOCK:  # a line without end
                 offset += len(rest)
-                yield _event(rest, offset)
+                yield _line(rest, offset)
                 rest = b""
         progress = await asyncio.to_thread(folder.progress)
         if progress is not None and progress != told:
             told, quiet = progress, 0.0
-            yield b"event: progress\ndata: " + orjson.dumps(progress) + b"\n\n"
+            yield format_sse_event(event="progress", data_str=orjson.dumps(progress).decode())
         for entry in await asyncio.to_thread(metrics.new):
-            yield b"event: metrics\ndata: " + entry + b"\n\n"
+            yield format_sse_event(event="metrics", data_str=entry.decode())
         if row is None or row.state in ENDED:
             if rest:
-                yield _event(rest, offset + len(rest))
+                yield _line(rest, offset + len(rest))
             state = {"state": row.state, "reason": row.reason, "registered": row.registered} if row else {}
-            yield b"event: end\ndata: " + orjson.dumps(state) + b"\n\n"
+            yield format_sse_event(event="end", data_str=orjson.dumps(state).decode())
             return
         if draining():
             return
@@ -99,74 +97,34 @@ async def follow(
         quiet += POLL_S
         if quiet > BEAT_S:
             quiet = 0.0
-            yield b": still here\n\n"
+            yield KEEPALIVE_COMMENT
 
 
-def _event(line: bytes, offset: int) -> bytes:
-    text = line.replace(b"\r", b" ").decode("utf-8", "replace")
-    return f"id: {offset}\ndata: {text}\n\n".encode()
+def _line(line: bytes, offset: int) -> bytes:
+    return format_sse_event(data_str=line.replace(b"\r", b" ").decode("utf-8", "replace"), id=str(offset))
 
 
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+class Download(FileResponse):
+    """A file, or the byte range of it that the request asks for (RFC 9110, 14). It is sent to be saved and never to
+    be shown, because a result may hold HTML. `etag` changes whenever the file does. Raises `Problem` 404."""
 
+    max_ranges = 1  # a request for several is answered with the whole file
 
-def send_file(request: Request, path: Path, name: str, etag: str) -> StreamingResponse:
-    """The file, or the one byte range that the request asks for (RFC 9110, 14). Raises `Problem` 404, 416.
+    def __init__(self, path: Path, name: str, etag: str | None = None):
+        try:
+            stat = path.stat()
+        except OSError:
+            raise Problem(404, "result.not_found", "there is no such file.") from None
+        headers = {"ETag": etag} if etag else None
+        super().__init__(path, headers=headers, media_type=_BINARY, filename=name, stat_result=stat)
 
-    Sent to be saved, never to be shown: a result may hold HTML.
-    """
-    try:
-        size, modified = path.stat().st_size, path.stat().st_mtime
-    except OSError:
-        raise Problem(404, "result.not_found", "there is no such file.") from None
-    first, last = 0, size - 1
-    status = 200
-    asked = request.headers.get("range")
-    condition = request.headers.get("if-range")
-    found = _RANGE.fullmatch(asked.strip()) if asked and condition in (None, etag) else None
-    if found and (found[1] or found[2]):
-        status = 206
-        if found[1]:
-            first = int(found[1])
-            last = min(int(found[2]), size - 1) if found[2] else size - 1
-            if found[2] and int(found[2]) < first:
-                status, first, last = 200, 0, size - 1  # no valid range: ignored
-        else:
-            first = max(size - int(found[2]), 0)
-        if status == 206 and (first >= size or first > last):
-            raise Problem(416, "range.not_satisfiable", f"the file has {size} bytes.", limit=size)
-    headers = {
-        "Accept-Ranges": "bytes",
-        "ETag": etag,
-        "Last-Modified": formatdate(modified, usegmt=True),
-        "Content-Length": str(last - first + 1),
-        "Content-Disposition": f'attachment; filename="{Path(name).name}"',
-    }
-    if status == 206:
-        headers["Content-Range"] = f"bytes {first}-{last}/{size}"
-    return StreamingResponse(
-        _pieces(path, first, last + 1), status, headers=headers, media_type="application/octet-stream"
-    )
-
-
-async def _pieces(path: Path, at: int, end: int) -> AsyncIterator[bytes]:
-    handle = await asyncio.to_thread(open, path, "rb")
-    try:
-        await asyncio.to_thread(handle.seek, at)
-        while at < end:
-            piece = await asyncio.to_thread(handle.read, min(BLOCK, end - at))
-            if not piece:
-                return  # cut short while it was read; the client sees the missing bytes
-            at += len(piece)
-            yield piece
-    finally:
-        handle.close()
-
-
-def etag_of(path: Path) -> str:
-    """Changes whenever the file does."""
-    try:
-        stat = os.stat(path)
-    except OSError:
-        raise Problem(404, "result.not_found", "there is no such file.") from None
-    return f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"'
+    @classmethod
+    def _parse_range_header(cls, http_range: str, file_size: int) -> list[tuple[int, int]]:
+        try:
+            return super()._parse_range_header(http_range, file_size)
+        except MalformedRangeHeader:
+            return []  # ignored, as RFC 9110 says
+        except RangeNotSatisfiable:
+            raise Problem(
+                416, "range.not_satisfiable", f"the file has {file_size} bytes.", limit=file_size
+            ) from None

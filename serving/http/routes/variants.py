@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -10,14 +11,16 @@ from starlette.responses import Response
 
 from serving.database.keys import KeyInfo
 from serving.engine.asks import Ask, Reply
-from serving.http.answering import Target, ask_one, charge, find, service_of
+from serving.http.answering import Order, answer
 from serving.http.auth import require
-from serving.http.checks import checked, variant_tokens
-from serving.http.problems import too_many_items
+from serving.http.checks import Checked, variant_tokens
+from serving.http.formats import ARROW, JSON, NPZ, ArrowRows, NpzRows, TableRows, Whole, Writer, choose, dumps
 from serving.http.routes.body import Route
 from serving.http.schemas.common import problems
 from serving.http.schemas.variants import ScanRequest, ScanResponse, ScoreRequest, ScoreResponse
-from serving.http.wire import ARROW, JSON, NPZ, ArrowRows, NpzRows, TableRows, Writer, choose, dumps
+from serving.http.service import Service
+from serving.http.targets import Target
+from serving.problems import too_many_items
 
 router = APIRouter(prefix="/v1", tags=["variants"], route_class=Route)
 Accept = Annotated[str | None, Header(include_in_schema=False)]
@@ -38,35 +41,7 @@ async def score(
     request: Request, body: ScoreRequest, accept: Accept = None, key: KeyInfo = require("predict")
 ) -> Response:
     """How likely variants of a protein are, against the wild type."""
-    media = choose(accept)
-    limit = service_of(request).settings.max_variants
-    if len(body.mutants) > limit:
-        raise too_many_items(len(body.mutants), limit, "mutants")
-    target, tokens = await _admit(request, key, body, len(body.mutants), scan=False)
-    reply = await ask_one(
-        request,
-        Ask(
-            "score", target.model.exact, (body.sequence,), long_sequences=body.long_sequences,
-            options={"strategy": body.strategy, "mutants": body.mutants},
-        ),
-    )  # fmt: skip
-    assert reply.scores is not None
-    usage = {"items": len(reply.scores), "tokens": tokens}
-    meta = {"model": target.model.exact, "strategy": body.strategy}
-    if media == JSON:
-        data = {**meta, "scores": reply.scores, "notes": reply.notes[0], "usage": usage}
-        return _respond(dumps(data), JSON, target)
-    values = np.array(reply.scores)
-    if media == ARROW:
-
-        def columns(reply: Reply, first: int) -> dict[str, Any]:
-            import pyarrow as pa
-
-            return {"mutant": pa.array(body.mutants), "score": pa.array(values)}
-
-        return _write(TableRows(columns, _told(meta, reply)), reply, usage, target)
-    writer = NpzRows("scores", (len(values),), "float64", False, [], _told(meta, reply))
-    return _write(writer, Reply(arrays=values), usage, target)
+    return await answer(request, key, ScoreOrder(body, choose(accept)))
 
 
 @router.post("/scan", response_model=ScanResponse, responses=_RESPONSES)
@@ -74,48 +49,104 @@ async def scan(
     request: Request, body: ScanRequest, accept: Accept = None, key: KeyInfo = require("predict")
 ) -> Response:
     """All single substitutions of a sequence."""
-    media = choose(accept)
-    target, tokens = await _admit(request, key, body, 1, scan=True)
-    reply = await ask_one(
-        request,
-        Ask(
-            "scan", target.model.exact, (body.sequence,), long_sequences=body.long_sequences,
-            options={"strategy": body.strategy},
-        ),
-    )  # fmt: skip
-    assert reply.arrays is not None
-    table, letters = reply.arrays[0], target.shape.alphabet.standard
-    usage = {"items": int(table.size), "tokens": tokens}
-    meta = {"model": target.model.exact, "strategy": body.strategy, "letters": letters}
-    if media == JSON:
-        rows = np.ascontiguousarray(table)
-        data = {**meta, "scores": rows, "notes": reply.notes[0], "usage": usage}
-        return _respond(dumps(data), JSON, target)
-    rows_reply = Reply(arrays=table, notes=((),) * len(table))
-    if media == ARROW:
-        writer: Writer = ArrowRows("scores", len(letters), "float32", False, _told(meta, reply))
-    else:
-        writer = NpzRows("scores", table.shape, "float32", False, [], _told(meta, reply))
-    return _write(writer, rows_reply, usage, target)
+    return await answer(request, key, ScanOrder(body, choose(accept)))
 
 
-async def _admit(
-    request: Request, key: KeyInfo, body: ScoreRequest | ScanRequest, variants: int, *, scan: bool
-) -> tuple[Target, int]:
-    target = await find(service_of(request), body.model)
-    cost = await checked(target.shape, [body.sequence], body.long_sequences)
-    tokens = variant_tokens(body.strategy, cost.residues[0], variants, target.shape.max_residues, scan=scan)
-    await charge(request, key, target, variants, tokens)
-    return target, tokens
+class _VariantOrder(Order):
+    body: ScoreRequest | ScanRequest
+
+    def __init__(self, body: ScoreRequest | ScanRequest, media: str):
+        super().__init__(model=body.model, sequences=[body.sequence], long_sequences=body.long_sequences)
+        self.body, self.media = body, media
+
+    def tokens(self, target: Target, length: int) -> int:
+        raise NotImplementedError
+
+    def cost(self, target: Target, plain: Checked) -> Checked:
+        return Checked(plain.residues, [self.tokens(target, plain.residues[0])])
+
+    def ask(self, target: Target) -> Ask:
+        return Ask(
+            "score", target.model.exact, (self.body.sequence,), long_sequences=self.long_sequences,
+            options={"strategy": self.body.strategy},
+        )  # fmt: skip
+
+    def writer(self, target: Target, cost: Checked) -> Writer:
+        return Whole(self.media, lambda reply, usage: self.whole(target, reply, usage))
+
+    def whole(self, target: Target, reply: Reply, usage: dict[str, int]) -> bytes:
+        raise NotImplementedError
+
+    def meta(self, target: Target, reply: Reply) -> dict[str, Any]:
+        return {"model": target.model.exact, "strategy": self.body.strategy}
 
 
-def _told(meta: dict[str, str], reply: Reply) -> dict[str, str]:
+class ScoreOrder(_VariantOrder):
+    body: ScoreRequest
+
+    def check(self, target: Target, service: Service) -> None:
+        limit = service.settings.max_variants
+        if len(self.body.mutants) > limit:
+            raise too_many_items(len(self.body.mutants), limit, "mutants")
+
+    def items(self) -> int:
+        return len(self.body.mutants)
+
+    def tokens(self, target: Target, length: int) -> int:
+        return variant_tokens(self.body.strategy, length, self.items(), target.shape.max_residues, scan=False)
+
+    def ask(self, target: Target) -> Ask:
+        ask = super().ask(target)
+        return replace(ask, options={**ask.options, "mutants": self.body.mutants})
+
+    def whole(self, target: Target, reply: Reply, usage: dict[str, int]) -> bytes:
+        assert reply.scores is not None
+        meta = self.meta(target, reply)
+        if self.media == JSON:
+            return dumps({**meta, "scores": reply.scores, "notes": reply.notes[0], "usage": usage})
+        values, told = np.array(reply.scores), _told(meta, reply)
+        if self.media == NPZ:
+            writer: Writer = NpzRows("scores", (len(values),), "float64", False, [], told)
+            return _written(writer, Reply(arrays=values), usage)
+
+        def columns(reply: Reply, first: int) -> dict[str, Any]:
+            import pyarrow as pa
+
+            return {"mutant": pa.array(self.body.mutants), "score": pa.array(values)}
+
+        return _written(TableRows(columns, told), reply, usage)
+
+
+class ScanOrder(_VariantOrder):
+    def check(self, target: Target, service: Service) -> None:
+        """Every length is within the limits of one request, or its tokens are not."""
+
+    def tokens(self, target: Target, length: int) -> int:
+        return variant_tokens(self.body.strategy, length, 1, target.shape.max_residues, scan=True)
+
+    def ask(self, target: Target) -> Ask:
+        return replace(super().ask(target), kind="scan")
+
+    def whole(self, target: Target, reply: Reply, usage: dict[str, int]) -> bytes:
+        assert reply.arrays is not None
+        table, letters = reply.arrays[0], target.shape.alphabet.standard
+        usage = {**usage, "items": int(table.size)}
+        meta = {**self.meta(target, reply), "letters": letters}
+        if self.media == JSON:
+            rows = np.ascontiguousarray(table)
+            return dumps({**meta, "scores": rows, "notes": reply.notes[0], "usage": usage})
+        told = _told(meta, reply)
+        writer: Writer = (
+            ArrowRows("scores", len(letters), "float32", False, told)
+            if self.media == ARROW
+            else NpzRows("scores", table.shape, "float32", False, [], told)
+        )
+        return _written(writer, Reply(arrays=table, notes=((),) * len(table)), usage)
+
+
+def _told(meta: dict[str, Any], reply: Reply) -> dict[str, str]:
     return {**meta, "notes": "; ".join(reply.notes[0])}
 
 
-def _respond(body: bytes, media: str, target: Target) -> Response:
-    return Response(body, media_type=media, headers={"X-Model": target.model.exact})
-
-
-def _write(writer: Writer, reply: Reply, usage: dict[str, int], target: Target) -> Response:
-    return _respond(writer.begin() + writer.rows(reply, 0) + writer.end(usage), writer.media, target)
+def _written(writer: Writer, reply: Reply, usage: dict[str, int]) -> bytes:
+    return writer.begin() + writer.rows(reply, 0) + writer.end(usage)

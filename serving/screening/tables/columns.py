@@ -86,7 +86,7 @@ class HeadColumns:
         return kinds
 
     def scores(self) -> list[str]:
-        """SQL of what this head is ranked by when nobody says otherwise: a regression's values, else the highest
+        """SQL of what this head is ranked by by default: a regression's values, else the highest
         label probability. Empty for a per-residue head."""
         if self.residues:
             return []

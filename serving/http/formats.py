@@ -7,14 +7,14 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import orjson
 
 from serving.engine.asks import Reply
-from serving.http.problems import Problem
+from serving.problems import Problem
 
 JSON = "application/json"
 ARROW = "application/vnd.apache.arrow.stream"
@@ -91,6 +91,23 @@ class JsonRows:
 
     def end(self, usage: dict[str, int]) -> bytes:
         return b'],"usage":' + dumps(usage) + b"}"
+
+
+class Whole:
+    """An answer that is made at once, by `make(reply, usage)`."""
+
+    def __init__(self, media: str, make: Callable[[Reply, dict[str, int]], bytes]):
+        self.media, self._make = media, make
+
+    def begin(self) -> bytes:
+        return b""
+
+    def rows(self, reply: Reply, first: int) -> bytes:
+        self._reply = reply
+        return b""
+
+    def end(self, usage: dict[str, int]) -> bytes:
+        return self._make(self._reply, usage)
 
 
 def vector_item(name: str, dtype: str) -> Any:

@@ -1,4 +1,4 @@
-"""The outermost layer, plain ASGI: request ids, body limits, time limits, the access log, HTTP metrics.
+"""Around the application, plain ASGI: request ids, body limits, time limits, the access log, HTTP metrics.
 
 The body is read here, before any route: so a body that is too large (413), too slow (408) or broken off never
 reaches one. Routes that stream their body in (`STREAMED`) read it themselves, within their own limits.
@@ -14,7 +14,8 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.http.problems import Problem, respond, too_large, unforeseen
+from serving.http.error_responses import respond, unforeseen
+from serving.problems import Problem, too_large
 from serving.settings import Settings
 from serving.telemetry.logs import line, trouble
 from serving.telemetry.metrics import IngressMetrics
@@ -29,8 +30,8 @@ class Gone(Exception):
     """The client went away."""
 
 
-class Outer:
-    """Wraps the application. `state.draining` turns new requests away while those in flight finish."""
+class RequestLimits:
+    """Wraps the application. `draining` turns new requests away while those in flight finish."""
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: IngressMetrics):
         self.app, self.settings, self.metrics = app, settings, metrics
@@ -55,25 +56,24 @@ class Outer:
 class _Exchange:
     """One request and its response."""
 
-    def __init__(self, outer: Outer, scope: Scope, receive: Receive, send: Send):
-        self.outer, self.scope, self.receive, self.client_send = outer, scope, receive, send
+    def __init__(self, limits: RequestLimits, scope: Scope, receive: Receive, send: Send):
+        self.limits, self.scope, self.receive, self.client_send = limits, scope, receive, send
         self.path: str = scope["path"]
         headers = dict(scope["headers"])
         self.length = headers.get(b"content-length", b"")
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         self.request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
         scope["bioseq.request_id"] = self.request_id
-        scope["bioseq.outer"] = outer
-        scope["bioseq.draining"] = outer.draining
+        scope["bioseq.limits"] = limits
         self.status = 0
         self.code: str | None = None
         self.sent = 0
         self.received = 0
 
     async def run(self) -> None:
-        outer, began = self.outer, time.perf_counter()
-        outer.in_flight += 1
-        outer.metrics.in_flight.inc()
+        limits, began = self.limits, time.perf_counter()
+        limits.in_flight += 1
+        limits.metrics.in_flight.inc()
         try:
             await self._answer()
         except Gone:
@@ -82,14 +82,14 @@ class _Exchange:
             self.status = self.status or 499
             raise
         finally:
-            outer.in_flight -= 1
-            outer.metrics.in_flight.dec()
+            limits.in_flight -= 1
+            limits.metrics.in_flight.dec()
             self._account(time.perf_counter() - began)
 
     async def _answer(self) -> None:
-        settings, problem = self.outer.settings, None
+        settings, problem = self.limits.settings, None
         try:
-            if self.outer.draining and not self.path.startswith("/health"):
+            if self.limits.draining and not self.path.startswith("/health"):
                 raise Problem(503, "service.draining", "the service is stopping. Ask another.", retry_after=5)
             streamed = self.path.startswith(STREAMED) and self.scope["method"] not in (
                 "GET",
@@ -121,10 +121,10 @@ class _Exchange:
 
     async def _inner(self, receive: Receive, *, watch: bool) -> None:
         """The application, cancelled when the client goes away."""
-        if not watch or self.outer.settings.behind_serve:  # Serve itself cancels us when the client goes
-            await self.outer.app(self.scope, receive, self._send)
+        if not watch or self.limits.settings.behind_serve:  # Serve itself cancels us when the client goes
+            await self.limits.app(self.scope, receive, self._send)
             return
-        work = asyncio.ensure_future(self.outer.app(self.scope, receive, self._send))
+        work = asyncio.ensure_future(self.limits.app(self.scope, receive, self._send))
         watcher = asyncio.ensure_future(self._until_gone())
         try:
             await asyncio.wait({work, watcher}, return_when=asyncio.FIRST_COMPLETED)
@@ -143,11 +143,11 @@ class _Exchange:
 
     async def _read(self) -> Receive:
         """The whole body, then silence."""
-        settings = self.outer.settings
+        settings = self.limits.settings
         limit = settings.max_body_bytes
         if self.length:
             if not self.length.isdigit():
-                raise Problem(400, "request.bad", "Content-Length is no number.")
+                raise Problem(400, "request.bad", "Content-Length is not a number.")
             if int(self.length) > limit:
                 raise too_large(limit, int(self.length))
         parts: list[bytes] = []
@@ -185,7 +185,7 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = message["headers"] = list(message.get("headers", []))
-            if not self.outer.settings.behind_serve:  # Serve's proxy adds it
+            if not self.limits.settings.behind_serve:  # Serve's proxy adds it
                 headers.append((b"x-request-id", self.request_id.encode()))
             headers.append((b"x-content-type-options", b"nosniff"))
             headers.append((b"cache-control", b"no-store"))
@@ -202,7 +202,7 @@ class _Exchange:
 
     def _account(self, seconds: float) -> None:
         route = getattr(self.scope.get("route"), "path", None) or "other"
-        metrics = self.outer.metrics
+        metrics = self.limits.metrics
         metrics.requests.labels(route, str(self.status)).inc()
         metrics.latency.labels(route).observe(seconds)
         code = self.code or self.scope.get("bioseq.code")
