@@ -33,7 +33,7 @@ def _layers(text: str) -> tuple[int, ...]:
 
 def parser() -> argparse.ArgumentParser:
     p = new_parser("embed", "Embeddings of the proteins in FASTA files, in input order.", example=EXAMPLE)
-    p.add_argument("fasta", nargs="+", help="FASTA files, plain or gzip; - is standard input")
+    p.add_argument("fasta", nargs="+", help="FASTA files, plain or compressed; - is standard input")
     p.add_argument(
         "-o", "--output", required=True, help="FILE.parquet, FILE.npz or FILE.csv; - is CSV on stdout"
     )

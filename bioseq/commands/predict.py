@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
         "Properties of the proteins in FASTA files, by the heads you name, in input order.",
         example=EXAMPLE,
     )
-    p.add_argument("fasta", nargs="+", help="FASTA files, plain or gzip; - is standard input")
+    p.add_argument("fasta", nargs="+", help="FASTA files, plain or compressed; - is standard input")
     p.add_argument("--heads", required=True, metavar="A,B", help="registry names, NAME@V, or bundle folders")
     p.add_argument("-o", "--output", required=True, help="FILE.csv, .jsonl or .parquet; - is CSV on stdout")
     p.add_argument("--format", choices=("csv", "jsonl", "parquet"), help="default: by the output's name")

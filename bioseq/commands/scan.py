@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     p = new_parser(
         "scan", "Scores of all single substitutions of proteins, with a heat map.", example=EXAMPLE
     )
-    p.add_argument("fasta", help="FASTA file, plain or gzip; - is standard input")
+    p.add_argument("fasta", help="FASTA file, plain or compressed; - is standard input")
     p.add_argument(
         "-o",
         "--output",

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-import gzip
 import io
 import sys
-import zlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ import numpy as np
 
 from bioseq.cli import add_engine_options, add_server_options, new_parser
 from bioseq.commands.records import open_engine
+from bioseq.compression import DAMAGED, unpack
 from bioseq.errors import FastaError, InputError, MutationError, SpecError, TableError
 from bioseq.sequences.fasta import Record
 
@@ -201,13 +200,11 @@ def _is_literal(given: str) -> bool:
 def _text(given: str) -> str:
     try:
         raw = sys.stdin.buffer.read() if given == "-" else Path(given).read_bytes()
-        if raw.startswith(b"\x1f\x8b"):
-            raw = gzip.decompress(raw)
-        return raw.decode("utf-8-sig")
+        return unpack(raw).decode("utf-8-sig")
     except IsADirectoryError:
         raise TableError(f"{given} is a folder.", hint="Give a file of variants.") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise TableError(f"{given}: the gzip file breaks off or is damaged ({error}).") from error
+    except DAMAGED as error:
+        raise TableError(f"{given}: the compressed file breaks off or is damaged ({error}).") from error
     except OSError as error:
         raise TableError(f"{given} cannot be read: {error.strerror}.", hint="Check the path.") from error
     except UnicodeDecodeError:

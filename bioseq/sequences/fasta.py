@@ -1,4 +1,4 @@
-"""Records in: FASTA files, plain or gzip or standard input, streamed one record at a time.
+"""Records in: FASTA files, plain, compressed or standard input, streamed one record at a time.
 
 Concept: a `Record` is an id (the first word of the header), the sequence, and where it came from. Reading never
 holds more than one record, so a library of a million records costs no more memory than one of ten. A plain file
@@ -6,7 +6,7 @@ can be read in byte ranges by several readers: a record belongs to the range tha
 any cut of a file gives every record exactly once and in order.
 
 What is accepted: LF and CRLF, blank lines, lower case (kept here, folded by the alphabet), spaces in sequence
-lines, a missing newline at the end, a UTF-8 byte order mark, gzip of several members. What is refused, with file
+lines, a missing newline at the end, a UTF-8 byte order mark, compressed files of several members. What is refused, with file
 and line: see `read_fasta`. Comment lines (';') are refused: half of the tools read them as residues.
 
 Ids are kept as they are: duplicates are not merged, and a header without a word gives the id "" (an invented name
@@ -16,24 +16,20 @@ could collide with a real one). An id never names a file.
 from __future__ import annotations
 
 import contextlib
-import gzip
 import io
 import os
 import sys
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from bioseq.compression import DAMAGED, HEAD_BYTES, compression, unpacked
 from bioseq.errors import FastaError
 
-_GZIP = b"\x1f\x8b"
 _BOM = b"\xef\xbb\xbf"
 _OTHER_FORMATS = (
-    (b"BZh", "a bzip2 archive"),
-    (b"\xfd7zX", "an xz archive"),
     (b"PK\x03\x04", "a zip archive"),
     (b"\x28\xb5\x2f\xfd", "a zstandard archive"),
     (b"PAR1", "a Parquet file"),
@@ -56,34 +52,34 @@ class Record:
 def read_fasta(
     path: str | Path, *, start: int | None = None, end: int | None = None, allow_empty: bool = False
 ) -> Iterator[Record]:
-    """Stream the records of a FASTA file, in file order. "-" is standard input; gzip is seen by its first bytes.
+    """Stream the records of a FASTA file, in file order. "-" is standard input; gzip,
+    bzip2 and xz are seen by their first bytes.
 
     `start` and `end` are bytes of a plain file: the records whose '>' lies in [start, end). `allow_empty` yields
     a record without residues (sequence "") instead of raising, for callers that report and skip bad records.
 
     Raises `FastaError` with file and line: missing file, folder, empty file, first line that is no header,
     record without sequence, binary noise, text that is not UTF-8, comment lines, bare carriage returns, and a
-    gzip file that breaks off or is damaged (naming the last whole record).
+    compressed file that breaks off or is damaged (naming the last whole record).
     """
     name = "stdin" if str(path) == "-" else os.fspath(path)
     ranged = start is not None or end is not None
     first, last = start or 0, end
     if first < 0 or (last is not None and last < first):
         raise ValueError(f"byte range [{start}, {end}) is not a range")
-    raw, packed = _open(name, stdin=str(path) == "-")
+    raw, kind = _open(name, stdin=str(path) == "-")
     with raw:
-        if packed and ranged:
+        if kind and ranged:
             if first > 0 or (last is not None and last < os.path.getsize(name)):
                 raise FastaError(
-                    "a gzip file cannot be read by byte ranges.",
+                    f"a {kind} file cannot be read by byte ranges.",
                     file=name,
                     hint="Read it whole, or unpack it first.",
                 )
             ranged, last = False, None
         if ranged and str(path) == "-":
             raise FastaError("standard input cannot be read by byte ranges.", file=name)
-        handle: IO[bytes] | gzip.GzipFile = gzip.GzipFile(fileobj=raw) if packed else raw
-        lines = _Lines(handle, name, first, last)
+        lines = _Lines(unpacked(raw, kind), name, first, last, kind)
         yield from _records(lines, name, ranged, allow_empty)
 
 
@@ -92,13 +88,12 @@ def read_stream(
 ) -> Iterator[Record]:
     """`read_fasta` for a seekable reader that is already open, such as one of an object store. `name` is what
     errors and sources call it; the caller closes it."""
-    packed = handle.read(len(_GZIP)) == _GZIP
+    kind = compression(handle.read(HEAD_BYTES))
     handle.seek(0)
-    if packed and (start or end is not None):
-        raise FastaError("a gzip file cannot be read by byte ranges.", file=name, hint="Read it whole.")
-    source: IO[bytes] | gzip.GzipFile = gzip.GzipFile(fileobj=handle) if packed else handle
+    if kind and (start or end is not None):
+        raise FastaError(f"a {kind} file cannot be read by byte ranges.", file=name, hint="Read it whole.")
     ranged = bool(start) or end is not None
-    yield from _records(_Lines(source, name, start, end), name, ranged, allow_empty)
+    yield from _records(_Lines(unpacked(handle, kind), name, start, end, kind), name, ranged, allow_empty)
 
 
 def read_many(paths: Iterable[str | Path], *, allow_empty: bool = False) -> Iterator[Record]:
@@ -107,36 +102,21 @@ def read_many(paths: Iterable[str | Path], *, allow_empty: bool = False) -> Iter
         yield from read_fasta(path, allow_empty=allow_empty)
 
 
-def split_ranges(path: str | Path, size: int) -> list[tuple[int, int]]:
-    """Byte ranges of about `size` bytes that cover a file, for `read_fasta(start=, end=)`.
-
-    A gzip file is one range. Ranges that hold no header read as no records, so every cut is right.
-    """
-    if size < 1:
-        raise ValueError(f"size {size} must be at least 1 byte")
-    handle, packed = _open(os.fspath(path), stdin=False)
-    handle.close()
-    total = os.path.getsize(path)
-    if packed or total == 0:
-        return [(0, total)]
-    return [(at, min(at + size, total)) for at in range(0, total, size)]
-
-
 def count_records(path: str | Path) -> int:
     """How many headers a file has: a scan for '>' at line starts, with no parsing and no checks of the content."""
     name = os.fspath(path)
-    raw, packed = _open(name, stdin=False)
+    raw, kind = _open(name, stdin=False)
     count, before = 0, b"\n"
     with raw:
-        handle: IO[bytes] | gzip.GzipFile = gzip.GzipFile(fileobj=raw) if packed else raw
+        handle = unpacked(raw, kind)
         try:
             while chunk := handle.read(_CHUNK):
                 if before == b"\n" and chunk.startswith(_BOM):
                     chunk = chunk[len(_BOM) :] or b" "
                 count += chunk.count(b"\n>") + (before == b"\n" and chunk.startswith(b">"))
                 before = chunk[-1:]
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise FastaError(f"the gzip file breaks off or is damaged ({error}).", file=name) from error
+        except DAMAGED as error:
+            raise FastaError(f"the {kind} file breaks off or is damaged ({error}).", file=name) from error
         except OSError as error:
             raise FastaError(f"cannot be read: {error.strerror or error}.", file=name) from error
     return count
@@ -159,30 +139,29 @@ class _Replay(io.RawIOBase):
         return len(data)
 
 
-def _open(name: str, *, stdin: bool) -> tuple[IO[bytes], bool]:
-    """A binary reader at its first byte, and whether it holds gzip."""
+def _open(name: str, *, stdin: bool) -> tuple[IO[bytes], str | None]:
+    """A binary reader at its first byte, and how the file is compressed."""
     if stdin:
-        head = sys.stdin.buffer.read(len(_GZIP))
-        return io.BufferedReader(_Replay(head, sys.stdin.buffer), _CHUNK), head == _GZIP
+        head = sys.stdin.buffer.read(HEAD_BYTES)
+        return io.BufferedReader(_Replay(head, sys.stdin.buffer), _CHUNK), compression(head)
     if os.path.isdir(name):
         raise FastaError("this is a folder.", file=name, hint="Give a FASTA file.")
     try:
         handle = open(name, "rb", buffering=_CHUNK)  # noqa: SIM115 (the caller closes it)
     except OSError as error:
         raise FastaError(f"cannot be read: {error.strerror}.", file=name, hint="Check the path.") from error
+    head = handle.read(HEAD_BYTES)
     if not handle.seekable():
-        head = handle.read(len(_GZIP))
-        return io.BufferedReader(_Replay(head, handle), _CHUNK), head == _GZIP
-    head = handle.read(len(_GZIP))
+        return io.BufferedReader(_Replay(head, handle), _CHUNK), compression(head)
     handle.seek(0)
-    return handle, head == _GZIP
+    return handle, compression(head)
 
 
 class _Lines:
     """Decoded lines of one file or range, counted; `headers` queues (line, byte) of the headers handed out."""
 
-    def __init__(self, handle: IO[bytes] | gzip.GzipFile, name: str, start: int, end: int | None):
-        self.handle, self.name, self.start, self.end = handle, name, start, end
+    def __init__(self, handle: IO[bytes], name: str, start: int, end: int | None, kind: str | None):
+        self.handle, self.name, self.start, self.end, self.kind = handle, name, start, end, kind
         self.headers: deque[tuple[int, int]] = deque()
         self.line = 0  # counted from `start`; `fault` adds what lies before
         self.done: tuple[int, str] | None = None  # number and id of the last whole record
@@ -239,11 +218,12 @@ class _Lines:
             return self.handle.readline()
         except EOFError as error:
             raise self.fault(
-                f"the gzip file breaks off {self._after()}.", hint="It is not whole: fetch or pack it again."
+                f"the {self.kind} file breaks off {self._after()}.",
+                hint="It is not whole: fetch or pack it again.",
             ) from error
-        except (zlib.error, gzip.BadGzipFile) as error:
+        except DAMAGED as error:
             raise self.fault(
-                f"the gzip file is damaged {self._after()} ({error}).", hint="Fetch or pack it again."
+                f"the {self.kind} file is damaged {self._after()} ({error}).", hint="Fetch or pack it again."
             ) from error
         except OSError as error:
             raise self.fault(f"cannot be read: {error.strerror or error}.") from error

@@ -82,7 +82,7 @@ class LoraSettings(Spec):
 class FinetuneSpec(Spec):
     """One run of `bioseq finetune`.
 
-    labels: CSV, TSV or Parquet (plain or gzip) with a `sequence` column, or `mutant` and `wild_type`; for
+    labels: CSV, TSV or Parquet (plain or compressed) with a `sequence` column, or `mutant` and `wild_type`; for
     residues a FASTA file of sequences, with `residue_labels` (and `residue_mask`) FASTA beside it.
     targets: label columns. task: guessed from the labels unless given.
     output: the bundle's folder. name: of the head; None is the folder's name. register: also enter it in the

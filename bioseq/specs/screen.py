@@ -17,7 +17,7 @@ class ScreenSpec(Spec):
     """One run of `bioseq screen`. Every field but `workers`, `address` and `strict` decides the result and is
     held in the run's manifest: a run resumes only under equal ones.
 
-    inputs: FASTA files (plain or gzip), paths or URLs that pyarrow's filesystems open (`s3://`, `gs://`).
+    inputs: FASTA files (plain, gzip, bzip2 or xz), paths or URLs that pyarrow's filesystems open (`s3://`, `gs://`).
     output: the run folder, on a filesystem that all workers see.
     heads: names, `NAME@V`, or bundle folders.
     where, rank: expressions over the table's columns (docs/screening.md has the grammar).

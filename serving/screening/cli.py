@@ -24,7 +24,7 @@ def _parser() -> argparse.ArgumentParser:
         "--top 100 -o run/",
     )
     add = parser.add_argument
-    add("library", nargs="*", metavar="LIB", help="FASTA files, plain or gzip, or URLs (s3://, gs://)")
+    add("library", nargs="*", metavar="LIB", help="FASTA files, plain or compressed, or URLs (s3://, gs://)")
     add("-o", "--output", metavar="DIR", help="the run folder: new, or one to resume")
     add("--heads", metavar="A,B", help="what to predict: names, NAME@V, or bundle folders")
     add("--model", metavar="NAME", help="backbone: a registry name, NAME@V, or a folder (default: default)")

@@ -1,6 +1,6 @@
 """FASTA libraries in: files and URLs, cut at byte ranges, as a Ray Data source of small receipts.
 
-Concept: a *split* is one byte range of one file (a gzip file is one split). A record belongs to the split
+Concept: a *split* is one byte range of one file (a compressed file is one split). A record belongs to the split
 that holds its '>'. Splits are cut at a fixed size, so records have the same place (*row*) whatever reads
 them: row = records of all earlier splits + place in the split. A read task does not hand sequences on; it
 writes checked, hashed records as Parquet *pieces* into the run folder and yields a receipt for each.
@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import pyarrow.fs as pafs
 
+from bioseq.compression import HEAD_BYTES, compression
 from bioseq.errors import BioseqError, FastaError
 from bioseq.sequences.fasta import Record, read_fasta, read_stream
 from serving.screening.folder import file_sha256
@@ -25,7 +26,7 @@ SPLIT_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Split:
-    """Bytes [start, end) of a file; `end` None is a gzip file, read whole."""
+    """Bytes [start, end) of a file; `end` None is a compressed file, read whole."""
 
     file: int
     number: int
@@ -95,7 +96,7 @@ def cut(paths: tuple[str, ...], sizes: list[int], split_bytes: int = SPLIT_BYTES
     for number, (path, size) in enumerate(zip(paths, sizes)):
         where = path if is_url(path) else str(Path(path).absolute())
         with open_bytes(where) as handle:
-            packed = handle.read(2) == b"\x1f\x8b"
+            packed = compression(handle.read(HEAD_BYTES)) is not None
         if packed or size <= split_bytes:
             ranges: list[tuple[int, int | None]] = [(0, None)]
         else:

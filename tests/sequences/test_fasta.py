@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 
 from bioseq.errors import FastaError
 from bioseq.sequences import fasta
-from bioseq.sequences.fasta import Record, count_records, read_fasta, read_many, split_ranges
+from bioseq.sequences.fasta import Record, count_records, read_fasta, read_many
 
 DATA = Path(__file__).parent.parent / "data"
 SAMPLE = Path(fasta.__file__).parents[1] / "sample" / "proteins.fasta"
@@ -132,6 +134,16 @@ def test_gzip_is_seen_by_its_bytes_whatever_its_name(tmp_path):
     assert pairs(write(tmp_path, gzip.compress(plain))) == [("a", "MK"), ("b", "GG")]
 
 
+@pytest.mark.parametrize("pack", [bz2.compress, lzma.compress])
+def test_bzip2_and_xz_are_read_too(tmp_path, pack):
+    whole = pack(SAMPLE.read_bytes())
+    assert pairs(write(tmp_path, whole)) == pairs(SAMPLE)
+    with pytest.raises(FastaError, match="breaks off"):
+        list(read_fasta(write(tmp_path, whole[: len(whole) // 2])))
+    with pytest.raises(FastaError, match="byte ranges"):
+        list(read_fasta(write(tmp_path, whole), start=3))
+
+
 def test_gzip_of_several_members_is_one_file(tmp_path):
     path = write(tmp_path, gzip.compress(b">a\nMK\nV") + gzip.compress(b"L\n>b\nGG\n"))
     assert pairs(path) == [("a", "MKVL"), ("b", "GG")]
@@ -211,10 +223,14 @@ def test_line_numbers_and_sources_of_a_range(tmp_path):
 
 def test_ranges_of_gzip_are_refused_but_the_whole_is_fine(tmp_path):
     path = write(tmp_path, gzip.compress(b">a\nMK\n>b\nGG\n"))
-    (whole,) = split_ranges(path, 3)
-    assert pairs(path, start=whole[0], end=whole[1]) == [("a", "MK"), ("b", "GG")]
+    assert pairs(path, start=0, end=path.stat().st_size) == [("a", "MK"), ("b", "GG")]
     with pytest.raises(FastaError, match="byte ranges"):
         list(read_fasta(path, start=3))
+
+
+def ranges(path: Path, size: int) -> list[tuple[int, int]]:
+    total = path.stat().st_size
+    return [(at, min(at + size, total)) for at in range(0, total, size)]
 
 
 record_texts = st.lists(
@@ -248,13 +264,13 @@ def test_any_cut_of_a_file_gives_each_record_once_and_in_order(
     cut = [r for a, b in zip(edges, edges[1:]) for r in pairs(path, start=a, end=b)]
     assert cut == whole
     step = data.draw(st.integers(1, size))
-    assert [r for a, b in split_ranges(path, step) for r in pairs(path, start=a, end=b)] == whole
+    assert [r for a, b in ranges(path, step) for r in pairs(path, start=a, end=b)] == whole
 
 
 def test_ranges_of_the_real_sample_are_exact():
     whole = pairs(SAMPLE)
     for size in (97, 4096, 10**7):
-        assert [r for a, b in split_ranges(SAMPLE, size) for r in pairs(SAMPLE, start=a, end=b)] == whole
+        assert [r for a, b in ranges(SAMPLE, size) for r in pairs(SAMPLE, start=a, end=b)] == whole
 
 
 # helpers, the parser's stand-in, memory

@@ -1,6 +1,6 @@
 """Label tables: read, checked row by row, and turned into arrays.
 
-A table is CSV, TSV or Parquet (plain or gzip) with a `sequence` column, or with `mutant` (`A24G:L50P`) and a
+A table is CSV, TSV or Parquet (plain or compressed) with a `sequence` column, or with `mutant` (`A24G:L50P`) and a
 wild type. Empty cells, `NA` and `nan` are missing labels, masked in training and scoring. Optional columns:
 `id`, `set` (train, valid, test), `validation` (true: validation part of train), `cluster`, and a weight.
 Residue labels come as FASTA (`training.tables.residue_labels`).
@@ -11,7 +11,6 @@ Every fault is a `TableError` with the one-based data rows (header not counted).
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
 import io
 from collections import defaultdict
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bioseq.compression import DAMAGED, unpack
 from bioseq.errors import MutationError, SequenceError, TableError
 from bioseq.sequences.alphabet import Alphabet, protein
 
@@ -75,17 +75,13 @@ class Labels:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file's bytes, unpacked if it is gzip. Raises `TableError`."""
+    """A file's bytes, unpacked. Raises `TableError`."""
     try:
-        data = path.read_bytes()
+        return unpack(path.read_bytes())
+    except DAMAGED as error:
+        raise TableError(f"{path}: the compressed file breaks off or is damaged ({error}).") from None
     except OSError as error:
-        raise TableError(f"cannot read {path}: {error.strerror}.") from None
-    if data[:2] == b"\x1f\x8b":
-        try:
-            return gzip.decompress(data)
-        except (OSError, EOFError) as error:
-            raise TableError(f"{path} is a damaged gzip file: {error}.") from None
-    return data
+        raise TableError(f"cannot read {path}: {error.strerror or error}.") from None
 
 
 def file_hash(*paths: str | Path | None) -> str:
