@@ -182,7 +182,7 @@ def main() -> None:
                 output = folder / f"{side}-{turn}"
                 run(spec.override({"engine": side, "output": str(output)}), progress=False)
                 counted(title, loop_run(output, args.steps))
-        mean = open_corpus(folder / "corpus").n_residues / len(sequences) + 2
+        mean = open_corpus(folder / "corpus").manifest["residues"] / len(sequences) + 2
     if "trainer" not in args.skip:
         for grouped in (False, True):
             title = f"transformers Trainer, {'length-grouped' if grouped else 'random'} batches"

@@ -20,13 +20,10 @@ PACKAGES = ("bioseq", "training", "serving")
 KNOWN_CIRCLES = (
     {"bioseq.inference.variants", "bioseq.inference.predictor"},
     {"training.finetune.tune", "training.finetune.report", "training.finetune.run"},
-    {"training.corpus.ray", "training.corpus.prepare"},
-    {"training.pretrain.distributed.ray", "training.pretrain.run"},
 )
 ROOMS_WITHOUT_DOCSTRING = {
     *("bioseq/client", "bioseq/heads", "bioseq/homologs", "bioseq/inference"),
-    *("training/corpus", "training/finetune", "training/pretrain", "training/pretrain/distributed"),
-    *("training/pretrain/records", "training/release", "training/tables"),
+    *("training/finetune", "training/tables"),
 }
 
 

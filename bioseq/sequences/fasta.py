@@ -21,7 +21,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -42,11 +42,13 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One sequence. `source` is "file:line" of the header ("file@byte" when read by byte range), or ""."""
+    """One sequence. `source` is "file:line" of the header ("file@byte" when read by byte range), or "";
+    `description` is what follows the id in the header."""
 
     id: str
     sequence: str
     source: str = ""
+    description: str = field(default="", compare=False)
 
 
 def read_fasta(
@@ -259,9 +261,8 @@ def _records(lines: _Lines, name: str, ranged: bool, allow_empty: bool) -> Itera
     for number, (title, sequence) in enumerate(_parser()(iter(lines)), 1):
         line, offset = lines.headers.popleft()
         words = title.split(None, 1)
-        record = Record(
-            words[0] if words else "", sequence, f"{name}@{offset}" if ranged else f"{name}:{line}"
-        )
+        source = f"{name}@{offset}" if ranged else f"{name}:{line}"
+        record = Record(words[0] if words else "", sequence, source, words[1] if len(words) > 1 else "")
         if not sequence and not allow_empty:
             raise lines.fault(
                 f"record {record.id!r} has no sequence.", line=line, hint="Remove it, or give it residues."

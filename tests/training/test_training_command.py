@@ -84,8 +84,8 @@ def test_continued_pretraining_from_an_esm2_directory(tiny, tmp_path):
     transformers.EsmForMaskedLM(config).save_pretrained(tmp_path / "hf")
     spec = tiny(steps=3, init=str(tmp_path / "hf"), optimiser__lr=1e-9, schedule__warmup=0, schedule__decay=0)
     run(spec, progress=False)
-    from training.pretrain.finish import open_backbone
     from training.pretrain.records.checkpoint import last
+    from training.pretrain.setup import open_backbone
 
     began = open_backbone(str(tmp_path / "hf")).state_dict()
     ended = last(Path(spec.output) / "checkpoints").model()
@@ -134,7 +134,9 @@ def test_a_bad_setting_names_its_field_and_leaves_no_folder(setting, message, co
 
 def test_more_refusals(corpus_path, tmp_path, capsys):
     out = ["-o", str(tmp_path / "run"), "--engine", "local"]
-    assert "no recipe is called 'protein_9m'" in _bad(capsys, "pretrain", "run", "protein_9m", *out)
+    assert "'protein_9m' is not a recipe; the recipes are protein_tiny" in _bad(
+        capsys, "pretrain", "run", "protein_9m", *out
+    )
     assert "not a prepared corpus" in _bad(
         capsys, "pretrain", "run", "protein_tiny", "--corpus", str(tmp_path), *out
     )

@@ -15,7 +15,7 @@ import pytest
 from training_helpers import proteins
 
 from bioseq.errors import InputError, OutputError, SequenceError
-from training.corpus import prepare as preparing
+from training.corpus import staging
 from training.corpus.corpus import open_corpus
 from training.corpus.prepare import Prepare, prepare
 
@@ -105,13 +105,13 @@ def test_a_killed_preparation_resumes_to_the_same_bytes(tmp_path):
     (tmp_path / "a.txt").write_text("\n".join(proteins(3000, 9)))
     code = """
 import sys
-from training.corpus import prepare as p
-p.CHUNK_RESIDUES = 10_000
-write = p._write_chunk
+from training.corpus import prepare as p, staging as s
+s.CHUNK_RESIDUES = 10_000
+write = s._write_chunk
 def slow(*args):
     write(*args)
     import time; time.sleep(0.2)
-p._write_chunk = slow
+s._write_chunk = slow
 p.prepare(p.Prepare(sources=(sys.argv[1],)), sys.argv[2], progress=False)
 """
     command = [sys.executable, "-c", code, str(tmp_path / "a.txt"), str(tmp_path / "killed")]
@@ -126,12 +126,12 @@ p.prepare(p.Prepare(sources=(sys.argv[1],)), sys.argv[2], progress=False)
     oldest = min(staged, key=lambda p: p.name)
     stamp = oldest.stat().st_mtime_ns
     seen = []
-    original = preparing._write_chunk
-    preparing._write_chunk = lambda *a: (seen.append(oldest.stat().st_mtime_ns), original(*a))[1]
+    original = staging._write_chunk
+    staging._write_chunk = lambda *a: (seen.append(oldest.stat().st_mtime_ns), original(*a))[1]
     try:
         _make(tmp_path / "killed", sources=(str(tmp_path / "a.txt"),))
     finally:
-        preparing._write_chunk = original
+        staging._write_chunk = original
     assert seen and set(seen) == {stamp}, "a finished chunk was made again"
     _make(tmp_path / "whole", sources=(str(tmp_path / "a.txt"),))
     assert _bytes(tmp_path / "killed") == _bytes(tmp_path / "whole")

@@ -16,7 +16,7 @@ import torch
 
 from bioseq.errors import CheckpointError, OutputError, ResourceError, SpecError
 from training.corpus.corpus import open_corpus
-from training.pretrain.batches import Batches, ahead
+from training.pretrain.batches import Batches, prefetch
 from training.pretrain.distributed.team import Team
 from training.pretrain.loop import DivergedError, train
 from training.pretrain.records import checkpoint as checkpoints
@@ -286,7 +286,7 @@ def test_work_made_ahead_comes_in_order_and_errors_where_they_belong():
 
     seen = []
     with pytest.raises(RuntimeError, match="five"):
-        for item in ahead(make, 0, 9, depth=2):
+        for item in prefetch(make, 0, 9, depth=2):
             seen.append(item)
     assert seen == [0, 1, 2, 3, 4]
 

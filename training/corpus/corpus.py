@@ -54,10 +54,6 @@ class Corpus:
         """One hash over all files' hashes: what a model's card names as its training data."""
         return "sha256:" + self.manifest["hash"]
 
-    @property
-    def n_residues(self) -> int:
-        return int(self.offsets[-1])
-
     def residues(self, record: int, start: int = 0, length: int | None = None) -> np.ndarray:
         """Token ids of (a stretch of) a record, uint8, a view of the mapped file."""
         shard = int(np.searchsorted(self._firsts, record, side="right")) - 1

@@ -2,9 +2,8 @@
 
 Three passes, each flat in memory but for about 25 bytes a record (keep flag, cluster, length, offset) in the last:
 
-1. *stage*: each source is read as a stream, checked and encoded into chunks of about 32 M residues, with a
-   128-bit digest of every sequence. A finished chunk is never made again, so a killed run resumes.
-   Sources are independent: with Ray they are staged in parallel (`training.corpus.ray`).
+1. *stage* (`training.corpus.staging`): each source is read as a stream, checked and encoded into chunks. With Ray
+   several sources are staged in parallel (`training.corpus.ray`).
 2. *deduplicate*: records of equal digest are one; the first in source order stays. Done bucket by bucket of
    the digest's first byte, so that at most 1/256 of the digests are in memory. Sequences of the validation
    sets are left out of the corpus the same way.
@@ -17,11 +16,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from array import array
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,118 +31,9 @@ from bioseq.progress import Progress
 from bioseq.sequences.alphabet import by_name
 from training.corpus.corpus import FORMAT, hash_of, sha256
 from training.corpus.sources import read_source
+from training.corpus.staging import Prepare, Staged, chunks, digest, stage
 
-CHUNK_RESIDUES = 32 << 20
 SHARD_RESIDUES = 256 << 20
-
-
-@dataclass(frozen=True)
-class Prepare:
-    """What to prepare. `sources` are paths, `clusters` the parallel files (same order, or empty);
-    `valid` maps a set's name to a file. `held_out` is the share of clusters that becomes the set `held_out`
-    (records without cluster count as their own). `on_error` "skip" counts bad records and goes on."""
-
-    sources: tuple[str, ...]
-    clusters: tuple[str, ...] = ()
-    valid: dict[str, str] = field(default_factory=dict)
-    alphabet: str = "protein"
-    min_length: int = 1
-    max_length: int = 0
-    deduplicate: bool = True
-    held_out: float = 0.0
-    seed: int = 0
-    on_error: str = "error"
-
-    def check(self) -> None:
-        if not self.sources:
-            raise InputError("no source was given.", hint="Name FASTA or text files.")
-        if self.clusters and len(self.clusters) != len(self.sources):
-            raise InputError(
-                f"{len(self.clusters)} cluster files were given for {len(self.sources)} sources."
-            )
-        if self.min_length < 1 or (self.max_length and self.max_length < self.min_length):
-            raise InputError(f"length bounds {self.min_length} to {self.max_length} hold no sequence.")
-        if not 0.0 <= self.held_out < 1.0:
-            raise InputError(f"held-out share {self.held_out} is not in [0, 1).")
-        for name in self.valid:
-            if not name.replace("_", "").isalnum() or name == "held_out":
-                raise InputError(f"{name!r} is no name for a set.", hint="Use letters, digits and _.")
-        for path in (*self.sources, *self.clusters, *self.valid.values()):
-            if not Path(path).is_file():
-                raise InputError(f"cannot read {path}: no such file.")
-
-
-@dataclass
-class Staged:
-    """One chunk: `read` records of the source so far, `bad` skipped and `outside` the length bounds in it."""
-
-    source: int
-    chunk: int
-    records: int
-    read: int
-    bad: int
-    outside: int
-    last: bool
-
-
-def digest(ids: np.ndarray) -> bytes:
-    return hashlib.blake2b(ids.tobytes(), digest_size=16).digest()
-
-
-def stage(plan: Prepare, source: int, staging: Path, tick: Callable[[int], None] = lambda n: None) -> None:
-    """Pass 1 of one source. `tick` hears of every 1,000 records."""
-    done = _chunks(staging, source)
-    if done and done[-1].last:
-        return
-    alphabet = by_name(plan.alphabet)
-    clusters = plan.clusters[source] if plan.clusters else None
-    skip, number = (done[-1].read if done else 0), len(done)
-    ids: list[np.ndarray] = []
-    groups: list[int] = []
-    size = bad = outside = read = 0
-    for read, (sequence, cluster, where) in enumerate(read_source(plan.sources[source], clusters), start=1):
-        if read % 1000 == 0:
-            tick(1000)
-        if read <= skip:
-            continue
-        try:
-            encoded = alphabet.encode(sequence).ids
-        except SequenceError as error:
-            if plan.on_error != "skip":
-                raise error.at(source=where) from None
-            bad += 1
-            continue
-        if len(encoded) < plan.min_length or (plan.max_length and len(encoded) > plan.max_length):
-            outside += 1
-            continue
-        ids.append(encoded)
-        groups.append(cluster)
-        size += len(encoded)
-        if size >= CHUNK_RESIDUES:
-            state = Staged(source, number, len(ids), read, bad, outside, last=False)
-            _write_chunk(staging, state, ids, groups)
-            ids, groups, number = [], [], number + 1
-            size = bad = outside = 0
-    _write_chunk(staging, Staged(source, number, len(ids), read, bad, outside, last=True), ids, groups)
-
-
-def _write_chunk(staging: Path, state: Staged, ids: list[np.ndarray], groups: list[int]) -> None:
-    stem = staging / f"{state.source:05d}-{state.chunk:05d}"
-    try:
-        np.concatenate([*ids, np.zeros(0, np.uint8)]).tofile(f"{stem}.tokens.bin")
-        np.save(f"{stem}.lengths.npy", np.array([len(i) for i in ids], dtype=np.int32))
-        np.save(f"{stem}.clusters.npy", np.array(groups, dtype=np.int64))
-        np.frombuffer(b"".join(map(digest, ids)), dtype=np.uint8).tofile(f"{stem}.digests.bin")
-        part = Path(f"{stem}.json.part")
-        part.write_text(json.dumps(asdict(state)))
-        os.replace(part, f"{stem}.json")
-    except OSError as error:
-        raise OutputError(f"cannot write {stem}: {error.strerror}.", hint="Check the free space.") from error
-
-
-def _chunks(staging: Path, source: int) -> list[Staged]:
-    files = sorted(staging.glob(f"{source:05d}-*.json"))
-    return [Staged(**json.loads(f.read_text())) for f in files]
 
 
 def prepare(
@@ -179,16 +68,16 @@ def prepare(
 
 
 def _write(plan: Prepare, staging: Path, folder: Path) -> dict[str, Any]:
-    chunks = [c for i in range(len(plan.sources)) for c in _chunks(staging, i)]
+    staged = [c for i in range(len(plan.sources)) for c in chunks(staging, i)]
     sets = {name: _encode_set(plan, path) for name, path in plan.valid.items()}
     known = {digest(ids) for members in sets.values() for ids in members}
-    keep, duplicates, leaks = _keep(plan, chunks, staging, known)
+    keep, duplicates, leaks = _keep(plan, staged, staging, known)
     total = int(np.count_nonzero(keep))
     clusters = np.full(len(keep), -1, dtype=np.int64)
     at = 0
     held: list[np.ndarray] = []
     writer = _Shards(folder)
-    for chunk in chunks:
+    for chunk in staged:
         stem = staging / f"{chunk.source:05d}-{chunk.chunk:05d}"
         tokens = np.fromfile(f"{stem}.tokens.bin", dtype=np.uint8)
         lengths = np.load(f"{stem}.lengths.npy")
@@ -224,8 +113,8 @@ def _write(plan: Prepare, staging: Path, folder: Path) -> dict[str, Any]:
         "shards": writer.shards,
         "sets": {n: {"records": len(m), "residues": int(sum(map(len, m)))} for n, m in sets.items()},
         "left_out": {
-            "bad": sum(c.bad for c in chunks),
-            "outside_length_bounds": sum(c.outside for c in chunks),
+            "bad": sum(c.bad for c in staged),
+            "outside_length_bounds": sum(c.outside for c in staged),
             "duplicates": duplicates,
             "in_validation_sets": leaks,
             "held_out": total - writer.records,
@@ -261,16 +150,16 @@ def _encode_set(plan: Prepare, path: str) -> list[np.ndarray]:
 
 
 def _keep(
-    plan: Prepare, chunks: list[Staged], staging: Path, known: set[bytes]
+    plan: Prepare, staged: list[Staged], staging: Path, known: set[bytes]
 ) -> tuple[np.ndarray, int, int]:
     """bool [all records]: the first of each digest that is in no validation set; counts of what falls out."""
-    keep = np.ones(sum(c.records for c in chunks), dtype=bool)
+    keep = np.ones(sum(c.records for c in staged), dtype=bool)
     leaks = np.frombuffer(b"".join(sorted(known)), dtype="S16") if known else np.zeros(0, "S16")
     n_leaks = duplicates = 0
 
     def digests() -> Iterator[tuple[int, np.ndarray]]:
         at = 0
-        for c in chunks:
+        for c in staged:
             raw = np.fromfile(staging / f"{c.source:05d}-{c.chunk:05d}.digests.bin", dtype=np.uint8)
             yield at, raw.reshape(-1, 16)
             at += c.records

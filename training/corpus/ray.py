@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 import ray.data
 
 from bioseq.errors import BioseqError
+from training.corpus.staging import Prepare, stage
 from training.ray_session import ray_session
-
-if TYPE_CHECKING:
-    from training.corpus.prepare import Prepare
 
 
 def stage_all(plan: Prepare, staging: Path) -> None:
     """Stage every source of `plan` under `staging`, which all workers must reach. Raises the first source's
     error, in source order."""
-    from training.corpus.prepare import stage
 
     def one(row: dict[str, Any]) -> dict[str, Any]:
         try:
             stage(plan, int(row["source"]), staging)
-        except BioseqError as error:  # told as data: a failed task would be tried again and wrapped
+        except BioseqError as error:  # returned as data: Ray would try a failed task again and wrap the error
             return {
                 "source": row["source"],
                 "error": error.message,

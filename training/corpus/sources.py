@@ -1,47 +1,42 @@
-"""Reading what a corpus is made of: FASTA (plain, gzip), or text with one sequence a line (plain, gzip, xz).
+"""Reading what a corpus is made of: FASTA, or text with one sequence a line, plain or compressed.
 
-The text path needs neither Biopython nor Ray. A text source may have a parallel file with one cluster number
-a line; in FASTA the cluster is the header's `cluster=NAME`.
+A text source may have a parallel file with one cluster number a line; in FASTA the cluster is the header's
+`cluster=NAME`.
 """
 
 from __future__ import annotations
 
-import gzip
+import contextlib
 import hashlib
 import itertools
-import lzma
-import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import IO
 
+from bioseq.compression import DAMAGED, HEAD_BYTES, compression, unpacked
 from bioseq.errors import FastaError, InputError
-
-_DAMAGED = (EOFError, lzma.LZMAError, gzip.BadGzipFile, zlib.error)
-_GZIP, _XZ = b"\x1f\x8b", b"\xfd7zXZ\x00"
+from bioseq.sequences.fasta import read_fasta
 
 
-def open_any(path: str | Path) -> IO[bytes]:
-    """A file's bytes, unpacked by its magic number. Raises `InputError`."""
+def lines_of(path: str | Path) -> Generator[bytes]:
+    """The lines of a file, unpacked. Raises `InputError`."""
     try:
-        with open(path, "rb") as handle:
-            magic = handle.read(6)
-        if magic[:2] == _GZIP:
-            return gzip.open(path, "rb")  # type: ignore[return-value]
-        if magic == _XZ:
-            return lzma.open(path, "rb")
-        return open(path, "rb")
+        raw = open(path, "rb")  # noqa: SIM115 (closed below)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}.") from error
+    with raw:
+        kind = compression(raw.read(HEAD_BYTES))
+        raw.seek(0)
+        try:
+            yield from unpacked(raw, kind)
+        except DAMAGED as error:
+            raise FastaError(f"the {kind} file is damaged: {error}.", file=str(path)) from error
 
 
 def is_fasta(path: str | Path) -> bool:
     """FASTA begins with '>', after blank lines."""
-    with open_any(path) as handle:
-        for line in itertools.islice(handle, 100):
-            if line.strip():
-                return line.lstrip().startswith(b">")
-    return False
+    with contextlib.closing(lines_of(path)) as lines:
+        first = next((line for line in itertools.islice(lines, 100) if line.strip()), b"")
+    return first.lstrip().startswith(b">")
 
 
 def key_of(name: str) -> int:
@@ -68,53 +63,22 @@ def read_source(path: str | Path, clusters: str | Path | None = None) -> Iterato
 
 
 def _fasta(path: str | Path) -> Iterator[tuple[str, int, str]]:
-    # Not `bioseq.sequences.fasta`: its records carry no header, where the cluster stands, and it needs Biopython.
-    parts: list[str] = []
-    cluster, where = -1, 0
-    try:
-        with open_any(path) as handle:
-            for at, raw in enumerate(handle, start=1):
-                line = raw.strip()
-                if line.startswith(b">"):
-                    if where:
-                        yield _joined(parts, path, where), cluster, f"{path}:{where}"
-                    parts, cluster, where = [], -1, at
-                    for word in line.decode("utf-8", "replace").split():
-                        if word.startswith("cluster="):
-                            cluster = key_of(word[8:])
-                elif line:
-                    if not where:
-                        raise FastaError("the first line is no header ('>').", file=str(path), line=at)
-                    parts.append(line.decode("latin-1").replace(" ", ""))
-    except _DAMAGED as error:
-        raise FastaError(f"the compressed file is damaged: {error}.", file=str(path)) from error
-    if where:
-        yield _joined(parts, path, where), cluster, f"{path}:{where}"
-
-
-def _joined(parts: list[str], path: str | Path, line: int) -> str:
-    if not parts:
-        raise FastaError("a record without sequence.", file=str(path), line=line)
-    return "".join(parts)
+    for record in read_fasta(path):
+        names = [w[8:] for w in record.description.split() if w.startswith("cluster=")]
+        yield record.sequence, key_of(names[-1]) if names else -1, record.source
 
 
 def _text(path: str | Path, clusters: str | Path | None) -> Iterator[tuple[str, int, str]]:
-    try:
-        with open_any(path) as handle:
-            numbers = open_any(clusters) if clusters is not None else None
-            for at, line in enumerate(handle, start=1):
-                sequence = line.strip().decode("latin-1")
-                cluster = -1
-                if numbers is not None:
-                    text = numbers.readline().strip()
-                    if not text:
-                        raise InputError(f"{clusters} ends before line {at} of {path}.")
-                    cluster = key_of(text.decode("latin-1"))
-                if sequence:
-                    yield sequence, cluster, f"{path}:{at}"
-            if numbers is not None:
-                if numbers.readline().strip():
-                    raise InputError(f"{clusters} has more lines than {path}.")
-                numbers.close()
-    except _DAMAGED as error:
-        raise FastaError(f"the compressed file is damaged: {error}.", file=str(path)) from error
+    numbers = lines_of(clusters) if clusters is not None else None
+    for at, line in enumerate(lines_of(path), start=1):
+        sequence = line.strip().decode("latin-1")
+        cluster = -1
+        if numbers is not None:
+            text = next(numbers, b"").strip()
+            if not text:
+                raise InputError(f"{clusters} ends before line {at} of {path}.")
+            cluster = key_of(text.decode("latin-1"))
+        if sequence:
+            yield sequence, cluster, f"{path}:{at}"
+    if numbers is not None and next(numbers, b"").strip():
+        raise InputError(f"{clusters} has more lines than {path}.")

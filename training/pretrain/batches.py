@@ -28,8 +28,8 @@ from training.pretrain.sampler import MASK, Sampler, share, stream
 @dataclass
 class Micro:
     """A packed micro-batch. `tokens` int64 [T] with masks in place; `cu_seqlens` int32 [N+1]; `places` int64
-    [K], where predictions are wanted; `targets` int64 [K], the true ids; K may be 0 (then the batch stands in
-    for the turn of a worker that has nothing left to do)."""
+    [K], where predictions are wanted; `targets` int64 [K], the true ids. K is 0 in the empty micro-batch of a
+    worker that has fewer of them than the others."""
 
     tokens: Tensor
     cu_seqlens: Tensor
@@ -113,7 +113,7 @@ class Batches:
         )
 
 
-def ahead(make: Callable[[int], Step], first: int, end: int, *, depth: int) -> Iterator[Step]:
+def prefetch(make: Callable[[int], Step], first: int, end: int, *, depth: int) -> Iterator[Step]:
     """`make(step)` for steps first to end - 1, up to `depth` of them prepared by a thread (0: no thread).
     An error of `make` is raised where its step would have come."""
     if depth == 0:

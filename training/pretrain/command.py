@@ -207,7 +207,7 @@ def run(argv: list[str]) -> int:
     from training.pretrain.run import run as do
 
     summary = do(spec, progress=not args.quiet)
-    if summary:  # workers other than the leading one have none
+    if summary:  # only the main worker has one
         for name, values in summary.get("best", {}).items():
             print(f"perplexity on {name}: {values['perplexity']:.3f}", file=sys.stderr)
         print(json.dumps(summary["bundles"], indent=1), file=sys.stderr)

@@ -26,7 +26,7 @@ from bioseq.backbones.packed.encoder import PackedEncoder
 from bioseq.errors import InputError
 from bioseq.inference.batching import pack, plan
 from bioseq.sequences.alphabet import Alphabet, protein
-from training.pretrain.distributed.team import ALONE, Team
+from training.pretrain.distributed.team import SINGLE, Team
 from training.pretrain.sampler import EVAL, stream
 
 PASSES = 7
@@ -60,7 +60,7 @@ def perplexity(
     alphabet: Alphabet | None = None,
     budget: int = 2048,
     precision: str = "float32",
-    team: Team = ALONE,
+    team: Team = SINGLE,
 ) -> dict[str, Any]:
     """{"perplexity", "loss" (nats a residue), "residues", "proteins", "passes"} of `sequences` (strings, or
     residues' ids uint8 [L]).

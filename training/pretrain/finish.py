@@ -11,28 +11,19 @@ import torch
 
 from bioseq.backbones.packed.config import ModelConfig
 from bioseq.backbones.packed.encoder import PackedEncoder
-from bioseq.backbones.storage import load_backbone, save_backbone
-from bioseq.bundles.bundle import is_checkpoint
+from bioseq.backbones.storage import save_backbone
+from bioseq.bundles.registry import Registry
 from bioseq.errors import CheckpointError
+from bioseq.sequences.alphabet import by_name
 from bioseq.specs.pretrain import PretrainSpec
 from training.corpus.corpus import Corpus, open_corpus
 from training.pretrain.distributed.team import Team
 from training.pretrain.evaluate import perplexity
 from training.pretrain.loop import Outcome
 from training.pretrain.records import checkpoint as checkpoints
+from training.pretrain.records.card import evidence_of, write_card
 from training.pretrain.records.checkpoint import Checkpoint
-
-
-def open_backbone(name: str) -> PackedEncoder:
-    """A backbone by registry name, bundle folder or Hugging Face ESM-2 directory, float32."""
-    from bioseq.bundles.registry import Registry
-
-    path = Path(name)
-    if is_checkpoint(path):
-        from bioseq.backbones.esm2.checkpoint import load_checkpoint
-
-        return load_checkpoint(path).encoder
-    return load_backbone(Registry().resolve(name, kind="backbone"))
+from training.pretrain.records.plots import plot_run
 
 
 def encoder_of(found: Checkpoint) -> PackedEncoder:
@@ -46,8 +37,6 @@ def full_perplexities(
     spec: PretrainSpec, encoder: PackedEncoder, corpus: Corpus, team: Team
 ) -> dict[str, Any]:
     """Over the whole held-out sets (or `eval.final_proteins`, `eval.final_passes` of them), in the run's precision."""
-    from bioseq.sequences.alphabet import by_name
-
     return {
         name: perplexity(
             encoder.to(team.device),
@@ -66,9 +55,6 @@ def full_perplexities(
 
 def finish(spec: PretrainSpec, corpus: Corpus, folder: Path, team: Team, outcome: Outcome) -> dict[str, Any]:
     """Write the bundles `best` and `last`, the plot and the card; returns the run's summary."""
-    from training.pretrain.records.card import evidence_of, write_card
-    from training.pretrain.records.plots import plot_run
-
     summary: dict[str, Any] = {
         "run": str(folder),
         "steps": outcome.step,
@@ -106,8 +92,6 @@ def finish(spec: PretrainSpec, corpus: Corpus, folder: Path, team: Team, outcome
         (folder / "card.md").write_text(write_card(evidence), "utf-8")
     plot_run(folder)
     if spec.register:
-        from bioseq.bundles.registry import Registry
-
         entry = Registry().register(folder / "best", spec.register)
         summary["registered"] = f"{entry.name}@{entry.version}"
     return summary

@@ -15,12 +15,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bioseq.backbones.packed.config import ModelConfig
 from bioseq.backbones.packed.encoder import PackedEncoder
-from bioseq.errors import BioseqError, CheckpointError
-from bioseq.specs.pretrain import PINNED, PretrainSpec
+from bioseq.errors import BioseqError
+from bioseq.specs.pretrain import PretrainSpec
 from training.corpus.corpus import Corpus
-from training.pretrain.batches import Batches, ahead
+from training.pretrain.batches import Batches, prefetch
 from training.pretrain.distributed.parallel import Trainee
 from training.pretrain.distributed.team import Team
 from training.pretrain.evaluate import perplexity
@@ -28,16 +27,17 @@ from training.pretrain.flops import peak_flops
 from training.pretrain.initial import initialise
 from training.pretrain.records.checkpoint import Checkpoint
 from training.pretrain.schedule import factor
+from training.pretrain.setup import check_resume, model_config
 
 
 class DivergedError(BioseqError):
-    """The loss is not a number any more."""
+    """The loss or the gradient is not a finite number."""
 
     code = "training.diverged"
 
 
 class Sink(Protocol):
-    """Where a run's results go. Called on every worker; only the leading one has tensors to write."""
+    """Where a run's results go. Called on every worker; only the main one has tensors to write."""
 
     def metrics(self, row: dict[str, Any]) -> None: ...
 
@@ -56,47 +56,6 @@ class Outcome:
     tokens: int
     evals: dict[str, Any] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
-
-
-def model_config(spec: PretrainSpec) -> ModelConfig:
-    from bioseq.sequences.alphabet import by_name
-
-    m, a = spec.model, by_name(spec.alphabet)
-    return ModelConfig(
-        name=spec.name,
-        n_layers=m.n_layers,
-        d_model=m.d_model,
-        n_heads=m.n_heads,
-        d_ff=m.d_ff,
-        vocab_size=len(a),
-        cls_id=a.cls_id,
-        pad_id=a.pad_id,
-        eos_id=a.eos_id,
-        mask_id=a.mask_id,
-        token_dropout=m.token_dropout,
-        max_residues=m.max_residues,
-    )
-
-
-def check_resume(spec: PretrainSpec, corpus_hash: str, state: dict[str, Any]) -> None:
-    """Raise `CheckpointError` if a checkpoint was made by another run than `spec` on that corpus."""
-    if state.get("corpus") != corpus_hash:
-        raise CheckpointError("corpus: the checkpoint was made on another corpus (the hashes differ).")
-    old, new = state["spec"], spec.to_dict()
-    for key in PINNED:
-        if old.get(key) != new[key]:
-            raise CheckpointError(
-                f"{key}: the checkpoint was made with {old.get(key)!r}, the run asks for {new[key]!r}.",
-                hint="Start a new run, or resume with the same value.",
-            )
-    before, now = PretrainSpec.from_dict(old), spec
-    done = int(state["step"])
-    for step in (0, done // 2, max(0, done - 1)):
-        if factor(step, before.steps, before.schedule) != factor(step, now.steps, now.schedule):
-            raise CheckpointError(
-                f"schedule: the learning rate of step {step}, done already, would have been another one.",
-                hint="Only what comes after the checkpoint may change (wsd: steps before the decay began).",
-            )
 
 
 def train(
@@ -170,27 +129,27 @@ def train(
     window = _Window()
     saved_at, last_saved = time.monotonic(), first
     end = spec.steps if stop_after is None else min(spec.steps, stop_after)
-    source = ahead(
+    source = prefetch(
         lambda s: batches.step(s, team.rank, team.world),
         first,
         end,
         depth=2 if team.device.type == "cuda" else 0,
     )
-    for work in source:
-        step = work.step
+    for part in source:
+        step = part.step
         began = time.monotonic()
-        count = team.sum(float(sum(len(m.targets) for m in work.micros)))[0]
+        count = team.sum(float(sum(len(m.targets) for m in part.micros)))[0]
         own = 0.0
-        for i, micro in enumerate(work.micros):
-            own += trainee.backward(micro, 1.0 / max(count, 1.0), last=i == len(work.micros) - 1)
+        for i, micro in enumerate(part.micros):
+            own += trainee.backward(micro, 1.0 / max(count, 1.0), last=i == len(part.micros) - 1)
         loss = team.sum(own)[0] / max(count, 1.0)
         lr = spec.optimiser.lr * factor(step, spec.steps, spec.schedule)
         norm = trainee.step(lr) if math.isfinite(loss) else math.nan
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise _diverged(step, loss, norm, work.records, sink.last_good())
-        tokens += work.tokens
+            raise _diverged(step, loss, norm, part.records, sink.last_good())
+        tokens += part.tokens
         done = step + 1
-        window.add(loss, norm, work.tokens, time.monotonic() - began, work.mean_length)
+        window.add(loss, norm, part.tokens, time.monotonic() - began, part.mean_length)
         hook(step)
         if done % spec.log_every == 0 or done == end:
             sink.metrics(
@@ -207,7 +166,9 @@ def train(
                     sink.best(state(done), trainee)
         due = spec.checkpoint_minutes and time.monotonic() - saved_at > 60 * spec.checkpoint_minutes
         if spec.checkpoint_minutes and team.world > 1:
-            due = team.sum(float(bool(due)) if team.leads else 0.0)[0] > 0  # the leader's clock counts
+            due = (
+                team.sum(float(bool(due)) if team.is_main else 0.0)[0] > 0
+            )  # the main process's clock counts
         # The last step's checkpoint follows the last evaluation, so that it knows the best step.
         if done < spec.steps and (due or done % spec.checkpoint_every == 0):
             sink.checkpoint(state(done), trainee)

@@ -115,7 +115,5 @@ RECIPES: dict[str, Callable[[], PretrainSpec]] = {
 def recipe(name: str) -> PretrainSpec:
     """The recipe of that name. Raises `SpecError`."""
     if name not in RECIPES:
-        raise SpecError(
-            f"no recipe is called {name!r}.", field="recipe", hint=f"Known: {', '.join(RECIPES)}."
-        )
+        raise SpecError(f"{name!r} is not a recipe; the recipes are {', '.join(RECIPES)}.", field="recipe")
     return RECIPES[name]()

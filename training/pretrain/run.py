@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from bioseq.backbones.packed.encoder import PackedEncoder
-from bioseq.errors import CheckpointError, MissingExtraError, SpecError
+from bioseq.errors import MissingExtraError, SpecError
 from bioseq.specs.pretrain import PretrainSpec
-from training.corpus.corpus import Corpus, open_corpus
-from training.pretrain.batches import Batches
+from training.corpus.corpus import open_corpus
 from training.pretrain.distributed.parallel import in_group, leave
 from training.pretrain.distributed.team import Team, join
-from training.pretrain.loop import Outcome, check_resume, model_config, train
+from training.pretrain.finish import finish
+from training.pretrain.loop import Outcome, train
 from training.pretrain.records import checkpoint as checkpoints
 from training.pretrain.records.run_folder import RunFolder
+from training.pretrain.setup import check_corpus, check_resume, load_init
 
 
 def run(spec: PretrainSpec, *, progress: bool = True) -> dict[str, Any]:
@@ -58,14 +58,12 @@ def run_locally(spec: PretrainSpec, *, progress: bool = True) -> dict[str, Any]:
 
 
 def _run(spec: PretrainSpec, team: Team, progress: bool) -> dict[str, Any]:
-    from training.pretrain.finish import finish
-
     if spec.workers.threads:
         torch.set_num_threads(spec.workers.threads)
     folder = Path(str(spec.output))
-    if team.leads:
+    if team.is_main:
         RunFolder.check(folder, resume=spec.resume)
-    corpus = open_corpus(str(spec.corpus), verify=team.leads)
+    corpus = open_corpus(str(spec.corpus), verify=team.is_main)
     check_corpus(spec, corpus)
     start = checkpoints.last(folder / "checkpoints") if spec.resume else None
     if start is not None:
@@ -78,34 +76,4 @@ def _run(spec: PretrainSpec, team: Team, progress: bool) -> dict[str, Any]:
     finally:
         run_folder.close()
     team.wait()
-    return finish(spec, corpus, folder, team, outcome) if team.leads else {}
-
-
-def check_corpus(spec: PretrainSpec, corpus: Corpus) -> None:
-    """Raise `SpecError` if the run cannot be made on that corpus: its alphabet, clusters or lengths."""
-    if corpus.manifest["alphabet"] != spec.alphabet:
-        raise SpecError(
-            f"the corpus holds {corpus.manifest['alphabet']}, the run asks for {spec.alphabet}.",
-            field="alphabet",
-        )
-    Batches(spec, corpus)
-
-
-def load_init(spec: PretrainSpec) -> PackedEncoder | None:
-    """The backbone to go on from (`init`: a registry name, a bundle, or a Hugging Face ESM-2 directory).
-    Raises `CheckpointError` if its architecture is not the spec's."""
-    if not spec.init:
-        return None
-    from training.pretrain.finish import open_backbone
-
-    encoder = open_backbone(spec.init)
-    want, have = model_config(spec).to_dict(), encoder.config.to_dict()
-    for key in want:
-        if key != "name" and want[key] != have[key]:
-            raise CheckpointError(
-                f"init: {key} of {spec.init} is {have[key]}, the run asks for {want[key]}.",
-                hint="Choose the recipe of that size, or set model.* to match.",
-            )
-    if encoder.lm_head is None:
-        raise CheckpointError(f"init: {spec.init} has no language-model head to go on training.")
-    return encoder
+    return finish(spec, corpus, folder, team, outcome) if team.is_main else {}

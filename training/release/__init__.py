@@ -1,1 +1,1 @@
-"""The models and heads that ship, made again from the data by one command each."""
+"""The scripts that make what the package ships, from the data to the bundles: backbone, heads, checks."""

@@ -32,10 +32,7 @@ def ship(source: Path, out: Path, checks: Path, *, force: bool = False) -> Bundl
         result = perplexity(encoder, [r.sequence for r in read_fasta(checks / file)], seed=0, passes=PASSES)
         found[name] = {"file": file, **result}
     evidence["check"] = found
-    for key in (
-        "corpus",
-        "output",
-    ):  # where it was made is nobody's business; what of is in the corpus's hash
+    for key in ("corpus", "output"):  # paths of the machine; the corpus's hash says what it was trained on
         evidence["spec"][key] = None
     lines = [
         "",

@@ -2,7 +2,7 @@
 
 Ray Train may lose the last report of a killed worker, so a step may be computed again; as batches and masks
 come from (seed, step), it is the same step. A checkpoint carries the metrics up to it and the best weights,
-so that nothing depends on which node the leading worker ran.
+so that nothing depends on which node the main worker ran on.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ from bioseq.specs.pretrain import PretrainSpec
 from training.corpus.corpus import open_corpus
 from training.pretrain.distributed.parallel import Trainee
 from training.pretrain.distributed.team import Team
-from training.pretrain.loop import DivergedError, check_resume, train
+from training.pretrain.finish import finish
+from training.pretrain.loop import DivergedError, Outcome, train
 from training.pretrain.records import checkpoint as checkpoints
 from training.pretrain.records.run_folder import RunFolder
+from training.pretrain.setup import check_corpus, check_resume, load_init
 from training.ray_session import ray_session
 
 _RAY = "ray"  # folder of Ray's own storage in a run's folder
@@ -51,7 +53,7 @@ class RaySink(RunFolder):
         """Take over the metrics and the best weights of a checkpoint made elsewhere."""
         if (folder / checkpoints.BEST).exists():
             shutil.copytree(folder / checkpoints.BEST, self._scratch / checkpoints.BEST, dirs_exist_ok=True)
-        if self.team.leads and (folder / "metrics.jsonl").exists():
+        if self.team.is_main and (folder / "metrics.jsonl").exists():
             self.path.mkdir(parents=True, exist_ok=True)
             with atomic_file(self.path / "metrics.jsonl", force=True) as file:
                 shutil.copy(folder / "metrics.jsonl", file)
@@ -60,7 +62,7 @@ class RaySink(RunFolder):
         model, optimizer = trainee.model_tensors(), trainee.optimizer_tensors()
         stored = None
         folder = self._scratch / "out"
-        if self.team.leads:
+        if self.team.is_main:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             checkpoints.write(folder / _NEWEST, state, model, optimizer)
@@ -73,7 +75,7 @@ class RaySink(RunFolder):
 
     def best(self, state: dict[str, Any], trainee: Trainee) -> None:
         model = trainee.model_tensors()
-        if self.team.leads:
+        if self.team.is_main:
             checkpoints.write(self._scratch / checkpoints.BEST, state, model)
 
     def last_good(self) -> str:
@@ -105,8 +107,6 @@ def _worker(config: dict[str, Any]) -> None:
             start = checkpoints.read(Path(config["start"]))
         if start is not None:
             check_resume(spec, corpus.hash, start.state)
-        from training.pretrain.run import load_init
-
         init = load_init(spec) if start is None else None
         sink.begin(start.step if start else 0)
         train(
@@ -114,7 +114,7 @@ def _worker(config: dict[str, Any]) -> None:
         )
     except _FINAL as error:
         # Not raised: Ray would try again, and keeps no metrics of a report without checkpoint.
-        if team.leads:
+        if team.is_main:
             failed = {"failed": error.message, "hint": error.hint, "code": error.code}
             system, path = _open_storage(config["storage"])
             with system.open_output_stream(f"{path}/{spec.name}/{_FAILED}") as handle:
@@ -129,10 +129,6 @@ def run_on_ray(spec: PretrainSpec, *, progress: bool = True, hook: Any = None) -
     Raises what `training.pretrain.run.run` raises; a worker's failure beyond `workers.max_failures` is a
     `ResourceError`.
     """
-    from training.pretrain.finish import finish
-    from training.pretrain.loop import Outcome
-    from training.pretrain.run import check_corpus
-
     folder = Path(str(spec.output)).resolve()
     spec = spec.override({"output": str(folder), "corpus": str(Path(str(spec.corpus)).resolve())})
     RunFolder.check(folder, resume=spec.resume)
@@ -192,7 +188,7 @@ def run_on_ray(spec: PretrainSpec, *, progress: bool = True, hook: Any = None) -
 
 
 def _failure(storage: str, name: str) -> BioseqError | None:
-    """A worker's error, to be raised once more here."""
+    """The error that stopped the workers, to be raised on the driver."""
     from pyarrow import fs
 
     system, path = _open_storage(storage)
@@ -200,11 +196,11 @@ def _failure(storage: str, name: str) -> BioseqError | None:
     if system.get_file_info(file).type == fs.FileType.NotFound:
         return None
     with system.open_input_stream(file) as handle:
-        told = json.loads(handle.read())
+        stored = json.loads(handle.read())
     system.delete_file(file)
     kinds = {kind.code: kind for kind in _FINAL}
-    error = kinds.get(told["code"], BioseqError)(told["failed"], hint=told["hint"])
-    error.code = told["code"]
+    error = kinds.get(stored["code"], BioseqError)(stored["failed"], hint=stored["hint"])
+    error.code = stored["code"]
     return error
 
 

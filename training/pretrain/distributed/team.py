@@ -1,4 +1,4 @@
-"""The processes of a run: one alone, or several that reduce sums. Works under torchrun, Ray Train or neither."""
+"""The processes of a run: one, or several that add up sums. Works under torchrun, Ray Train or neither."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Team:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
     def sum(self, *values: float) -> list[float]:
@@ -37,7 +37,7 @@ class Team:
             dist.barrier()
 
 
-ALONE = Team()
+SINGLE = Team()
 
 
 def device_of(gpus: bool, local_rank: int = 0) -> torch.device:
@@ -57,7 +57,7 @@ def device_of(gpus: bool, local_rank: int = 0) -> torch.device:
 
 def join(gpus: bool, count: int) -> Team:
     """The team of this process. Under torchrun (RANK and WORLD_SIZE are set) it joins the process group;
-    otherwise it is alone. Raises `ResourceError` if `count` workers were asked for and others are there."""
+    otherwise it is the only one. Raises `ResourceError` if another number than `count` is running."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if count > 1 and world != count:
         raise ResourceError(

@@ -102,7 +102,7 @@ def read(folder: Path) -> Checkpoint:
             if sha256(folder / name) != expected:
                 raise CheckpointError(f"{folder / name} does not match its hash in state.json.")
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder} is no whole checkpoint: {error}.") from error
+        raise CheckpointError(f"{folder} is not a whole checkpoint: {error}.") from error
     return Checkpoint(folder, state)
 
 

@@ -27,12 +27,12 @@ from training.pretrain.records.trackers import Trackers
 
 
 class RunFolder:
-    """`open` checks that the folder may be used; the object itself is a `training.pretrain.loop.Sink`."""
+    """`check` tells whether the folder may be used; the object is a `training.pretrain.loop.Sink`."""
 
     def __init__(self, path: Path, spec: PretrainSpec, team: Team, *, progress: bool = True):
         self.path, self.spec, self.team = path, spec, team
         self.checkpoints = path / "checkpoints"
-        self._progress = progress and team.leads
+        self._progress = progress and team.is_main
         self._bar: Progress | None = None
         self._done = 0
         self._trackers: Trackers | None = None
@@ -57,7 +57,7 @@ class RunFolder:
 
     def begin(self, first: int) -> None:
         """Write the spec; forget metrics of steps after the checkpoint, which will be done again."""
-        if not self.team.leads:
+        if not self.team.is_main:
             return
         self._trackers = Trackers(self.spec, self.path, first)
         self.path.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ class RunFolder:
         ).__enter__()
 
     def metrics(self, row: dict[str, Any]) -> None:
-        if not self.team.leads:
+        if not self.team.is_main:
             return
         row = {**row, "time": round(time.time(), 1)}
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as handle:
@@ -88,13 +88,13 @@ class RunFolder:
 
     def checkpoint(self, state: dict[str, Any], trainee: Trainee) -> None:
         model, optimizer = trainee.model_tensors(), trainee.optimizer_tensors()
-        if self.team.leads:
+        if self.team.is_main:
             checkpoints.save(self.checkpoints, state, model, optimizer, keep=self.spec.keep)
         self.team.wait()
 
     def best(self, state: dict[str, Any], trainee: Trainee) -> None:
         model = trainee.model_tensors()
-        if self.team.leads:
+        if self.team.is_main:
             checkpoints.write(self.checkpoints / checkpoints.BEST, state, model)
         self.team.wait()
 
