@@ -38,7 +38,7 @@ def save_backbone(
     """Write an encoder as a backbone bundle, tensors in their present dtype, the tied embedding once.
 
     `hf_extra` is an imported checkpoint's `(layout, extras)`, kept for a lossless export; `extra` goes into
-    the manifest (see `bioseq.bundles.manifest.EXTRA_KEYS`)."""
+    the manifest (see `bioseq.bundles.manifest.Extra`)."""
     return write_backbone(
         path,
         encoder.config.to_dict(),

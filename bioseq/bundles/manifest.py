@@ -8,26 +8,29 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypedDict
 
 from bioseq.errors import BundleError
+from bioseq.specs.finetune import Task
+from bioseq.specs.reading import build, read_file
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-KINDS = ("backbone", "head")
-TASKS = ("regression", "binary", "multiclass", "multilabel", "per_residue")
+Kind = Literal["backbone", "head"]
 
-# What `extra` may hold, and of which type. A new key is declared here first: a reader that does not know a
-# key must refuse it, not half understand the bundle.
-EXTRA_KEYS: dict[str, tuple[type, ...]] = {
-    "lm_head": (bool,),  # backbone: does it have a language-model head
-    "dtype": (str,),  # backbone: dtype of the stored tensors
-    "source": (str,),  # backbone: what it was imported from
-    "head": (dict,),  # head: what bioseq.heads.head needs to build it
-    "training": (dict,),  # settings of the run that made it
-    "recipe": (str,),
-    "citation": (list,),
-}
+
+class Extra(TypedDict, total=False):
+    """What `extra` may hold. A new key is declared here first: a reader that does not know a key must refuse
+    it, not half understand the bundle."""
+
+    lm_head: bool  # backbone: does it have a language-model head
+    dtype: str  # backbone: dtype of the stored tensors
+    source: str  # backbone: what it was imported from
+    head: dict[str, Any]  # head: what bioseq.heads.head needs to build it
+    training: dict[str, Any]  # settings of the run that made it
+    recipe: str
+    citation: list[Any]
+
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
@@ -69,23 +72,23 @@ class Manifest:
     of the backbone's bundle, and all that older heads have. `files` maps each file's name to its SHA-256.
     """
 
-    kind: str
+    kind: Kind
     name: str
-    alphabet: str
+    alphabet: Literal["protein", "dna", "rna"]
     architecture: dict[str, Any] = field(default_factory=dict)
     version: int | None = None
     weights_hash: str | None = None
     base_hash: str | None = None
     base_weights_hash: str | None = None
-    task: str | None = None
+    task: Task | None = None
     labels: list[str] = field(default_factory=list)
-    units: Any = None
+    units: str | list[Any] | dict[str, Any] | None = None
     per_residue: bool = False
     data_hash: str | None = None
     seed: int | None = None
     code_version: str = ""
     licence: str = "unknown"
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: Extra = field(default_factory=Extra)
     files: dict[str, str] = field(default_factory=dict)
     content_hash: str = ""
     format_version: int = FORMAT_VERSION
@@ -111,70 +114,21 @@ class Manifest:
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    "kind": (str,),
-    "name": (str,),
-    "alphabet": (str,),
-    "architecture": (dict,),
-    "version": (int, type(None)),
-    "weights_hash": (str, type(None)),
-    "base_hash": (str, type(None)),
-    "base_weights_hash": (str, type(None)),
-    "task": (str, type(None)),
-    "labels": (list,),
-    "units": (str, list, dict, type(None)),
-    "per_residue": (bool,),
-    "data_hash": (str, type(None)),
-    "seed": (int, type(None)),
-    "code_version": (str,),
-    "licence": (str,),
-    "extra": (dict,),
-    "files": (dict,),
-    "content_hash": (str,),
-    "format_version": (int,),
-}
-
-
-def _typed(value: Any, kinds: tuple[type, ...]) -> bool:
-    return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-
-
 def manifest_from_dict(data: Any, *, where: str = "manifest") -> Manifest:
     """A checked `Manifest`. Unknown and missing keys, wrong types and impossible values are `BundleError`s."""
-    if not isinstance(data, dict):
-        raise BundleError(f"{where} holds no JSON object.")
-    version = data.get("format_version", FORMAT_VERSION)
+    version = data.get("format_version", FORMAT_VERSION) if isinstance(data, dict) else FORMAT_VERSION
     if version != FORMAT_VERSION:
         raise BundleError(
             f"{where} has format_version {version!r}; this bioseq reads {FORMAT_VERSION}.",
             hint="Use the bioseq that wrote the bundle, or a newer one.",
         )
-    for key in data:
-        if key not in _TYPES:
-            raise BundleError(f"{where}: unknown key {key!r}.", hint=f"Known: {', '.join(_TYPES)}.")
-    for key in ("kind", "name", "alphabet"):
-        if key not in data:
-            raise BundleError(f"{where}: {key} is missing.")
-    for key, value in data.items():
-        if not _typed(value, _TYPES[key]):
-            kinds = " or ".join("null" if k is type(None) else k.__name__ for k in _TYPES[key])
-            raise BundleError(f"{where}: {key} is {value!r}; {kinds} is needed.")
-    for key, value in data.get("extra", {}).items():
-        if key not in EXTRA_KEYS:
-            raise BundleError(f"{where}: unknown key extra.{key}.", hint=f"Known: {', '.join(EXTRA_KEYS)}.")
-        if not _typed(value, EXTRA_KEYS[key]):
-            raise BundleError(f"{where}: extra.{key} is {value!r}; {EXTRA_KEYS[key][0].__name__} is needed.")
-    manifest = Manifest(**data)
+    manifest = build(Manifest, data, error=BundleError, where=where)
     check_name(manifest.name)
-    if manifest.kind not in KINDS:
-        raise BundleError(f"{where}: kind is {manifest.kind!r}; known are {', '.join(KINDS)}.")
-    if manifest.alphabet not in ("protein", "dna", "rna"):
-        raise BundleError(f"{where}: alphabet is {manifest.alphabet!r}; known are protein, dna, rna.")
     if manifest.kind == "backbone" and not manifest.architecture:
         raise BundleError(f"{where}: a backbone needs its architecture.")
     if manifest.kind == "head":
-        if manifest.task not in TASKS:
-            raise BundleError(f"{where}: task is {manifest.task!r}; known are {', '.join(TASKS)}.")
+        if manifest.task is None:
+            raise BundleError(f"{where}: a head needs its task.")
         if not manifest.base_hash and not manifest.base_weights_hash:
             raise BundleError(
                 f"{where}: a head needs base_hash or base_weights_hash, which name its backbone."
@@ -185,12 +139,12 @@ def manifest_from_dict(data: Any, *, where: str = "manifest") -> Manifest:
             raise BundleError(f"{where}: {key} is {digest!r}; 'sha256:' and 64 hex digits are needed.")
     if manifest.version is not None and manifest.version < 1:
         raise BundleError(f"{where}: version is {manifest.version}; versions begin at 1.")
-    if not all(isinstance(label, str) for label in manifest.labels):
-        raise BundleError(f"{where}: labels must be strings.")
     for name, digest in manifest.files.items():
         check_file_name(name)
-        if not isinstance(digest, str) or not _HASH.fullmatch(digest):
-            raise BundleError(f"{where}: the hash of {name} is no 'sha256:' and 64 hex digits.")
+        if not _HASH.fullmatch(digest):
+            raise BundleError(
+                f"{where}: the hash of {name} is {digest!r}; 'sha256:' and 64 hex digits are needed."
+            )
     return manifest
 
 
@@ -222,12 +176,9 @@ def fits(head: Head, backbone: Backbone) -> bool:
 
 def read_json(file: Path) -> Any:
     """JSON of a bundle's file; raises `BundleError`."""
-    try:
-        return json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise BundleError(f"{file.parent} has no {file.name}.", hint="Copy the bundle whole.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"cannot read {file}: {error}.") from error
+    if not file.exists():
+        raise BundleError(f"{file.parent} has no {file.name}.", hint="Copy the bundle whole.")
+    return read_file(file, error=BundleError)
 
 
 def hash_file(file: Path) -> str:

@@ -1,10 +1,9 @@
-"""What all specs share: construction from plain data with every key and type checked, and the way back."""
+"""What all specs share: reading from JSON and TOML, writing to them, and dotted overrides."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 import tomllib
 import types
@@ -13,81 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from bioseq.errors import SpecError
-
-
-def _named(kind: Any) -> str:
-    return getattr(kind, "__name__", str(kind))
-
-
-def _read(kind: Any, value: Any, field: str) -> Any:
-    origin = typing.get_origin(kind)
-    if origin in (typing.Union, types.UnionType):
-        options = typing.get_args(kind)
-        if value is None and type(None) in options:
-            return None
-        errors = []
-        for option in (o for o in options if o is not type(None)):
-            try:
-                return _read(option, value, field)
-            except SpecError as error:
-                errors.append(error)
-        raise errors[0]
-    if origin is typing.Literal:
-        # Type and value: True is no 1.
-        if not any(value == option and type(value) is type(option) for option in typing.get_args(kind)):
-            allowed = ", ".join(map(str, typing.get_args(kind)))
-            raise SpecError(f"{value!r} is not one of {allowed}.", field=field)
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise SpecError(f"a list is needed, not {value!r}.", field=field)
-        items = typing.get_args(kind)
-        if len(items) == 2 and items[1] is ...:
-            return tuple(_read(items[0], v, f"{field}[{i}]") for i, v in enumerate(value))
-        if len(items) != len(value):
-            raise SpecError(f"{len(items)} values are needed, {len(value)} were given.", field=field)
-        return tuple(_read(k, v, f"{field}[{i}]") for i, (k, v) in enumerate(zip(items, value)))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise SpecError(f"a table is needed, not {value!r}.", field=field)
-        _, kind_of_values = typing.get_args(kind)
-        return {str(k): _read(kind_of_values, v, f"{field}.{k}") for k, v in value.items()}
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        if isinstance(value, kind):
-            return value
-        return _build(kind, value, field)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind in (int, float) and isinstance(value, bool)):
-        raise SpecError(f"{_named(kind)} is needed, not {value!r}.", field=field)
-    if kind is float and not math.isfinite(value):
-        raise SpecError(f"a finite number is needed, not {value!r}.", field=field)
-    return value
-
-
-def _build(kind: Any, data: Any, prefix: str = "") -> Any:
-    if not isinstance(data, dict):
-        raise SpecError(f"a table is needed, not {data!r}.", field=prefix or kind.__name__)
-    hints = typing.get_type_hints(kind)
-    known = {f.name: f for f in dataclasses.fields(kind) if f.init}
-    dotted = (prefix + ".") if prefix else ""
-    for key in data:
-        if key not in known:
-            raise SpecError("unknown key.", field=dotted + str(key), hint=f"Known: {', '.join(known)}.")
-    for name, f in known.items():
-        if name not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise SpecError("missing.", field=dotted + name)
-    return kind(**{key: _read(hints[key], value, dotted + key) for key, value in data.items()})
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return value
+from bioseq.specs.reading import build, plain, read_file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,10 +29,10 @@ class Spec:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        return _build(cls, data)
+        return build(cls, data)
 
     def to_dict(self) -> dict[str, Any]:
-        return _plain(self)
+        return plain(self)
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
@@ -135,29 +60,7 @@ class Spec:
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read a .json or .toml file."""
-        path = Path(path)
-        try:
-            raw = path.read_bytes()
-        except OSError as error:
-            raise SpecError(f"cannot read {path}: {error.strerror}.") from error
-        try:
-            text = raw.decode("utf-8")
-            if path.suffix == ".json":
-                data = json.loads(text, object_pairs_hook=_each_key_once)
-            else:
-                data = tomllib.loads(text)
-        except ValueError as error:
-            raise SpecError(
-                f"{path} is not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}."
-            ) from error
-        return cls.from_dict(data)
-
-
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    data = dict(pairs)
-    if len(data) != len(pairs):
-        raise ValueError("a key is given twice")
-    return data
+        return cls.from_dict(read_file(path))
 
 
 def _kind_at(kind: Any, key: str) -> Any:

@@ -33,6 +33,7 @@ from bioseq.backbones.packed.weights import build_encoder, hash_weights
 from bioseq.errors import CheckpointError, OutputError
 from bioseq.output import atomic_folder
 from bioseq.sequences import alphabet as alphabets
+from bioseq.specs.reading import build, plain
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -66,20 +67,11 @@ class Layout:
     old_norms: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "config": self.config,
-            "prefix": self.prefix,
-            "decoder": self.decoder,
-            "old_norms": list(self.old_norms),
-        }
+        return plain(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Layout:
-        if set(data) != {"config", "prefix", "decoder", "old_norms"} or not isinstance(data["config"], str):
-            raise CheckpointError(
-                "the kept Hugging Face layout is damaged.", hint="Import the checkpoint again."
-            )
-        return cls(data["config"], str(data["prefix"]), bool(data["decoder"]), tuple(data["old_norms"]))
+        return build(cls, data, error=CheckpointError, where="the kept Hugging Face layout")
 
 
 @dataclass(frozen=True)

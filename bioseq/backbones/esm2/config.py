@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from bioseq.backbones.packed.config import CONFIGS, ModelConfig
 from bioseq.errors import CheckpointError
 from bioseq.sequences import alphabet as alphabets
+from bioseq.specs.reading import parse
 
 
 def read_text(file: Path) -> str:
@@ -25,10 +25,7 @@ def read_text(file: Path) -> str:
 
 
 def parse_json(text: str, file: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not valid JSON: {error}.") from error
+    data = parse(text, str(file), error=CheckpointError)
     if not isinstance(data, dict):
         raise CheckpointError(f"{file} holds no JSON object.")
     return data

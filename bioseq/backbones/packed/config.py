@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from bioseq.errors import CheckpointError
+from bioseq.specs.reading import build
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
-        known = {f.name for f in fields(cls)}
-        for key in data:
-            if key not in known:
-                raise CheckpointError(
-                    f"architecture: unknown key {key!r}; known are {', '.join(sorted(known))}."
-                )
-        try:
-            return cls(**data)
-        except TypeError as error:
-            raise CheckpointError(f"architecture: {error}.") from None
+        return build(cls, data, error=CheckpointError, where="architecture")
 
 
 def _esm2(name: str, n_layers: int, d_model: int, n_heads: int) -> ModelConfig:
