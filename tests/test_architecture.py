@@ -22,7 +22,7 @@ KNOWN_CIRCLES = (
     {"training.finetune.tune", "training.finetune.report", "training.finetune.run"},
 )
 ROOMS_WITHOUT_DOCSTRING = {
-    *("bioseq/client", "bioseq/heads", "bioseq/homologs", "bioseq/inference"),
+    *("bioseq/heads", "bioseq/homologs", "bioseq/inference"),
     *("training/finetune", "training/tables"),
 }
 

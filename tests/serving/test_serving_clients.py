@@ -227,7 +227,7 @@ class Flaky(httpx.BaseTransport):
 
 def test_retries_hide_what_passes(live, predictor, monkeypatch):
     pauses = []
-    monkeypatch.setattr("bioseq.client.sync.time.sleep", pauses.append)
+    monkeypatch.setattr("bioseq.client.drivers.time.sleep", pauses.append)
     troubles = [429, 503, httpx.ConnectError("x"), httpx.RemoteProtocolError("x"), 502, 429]
     with live(max_items=2) as service:
         remote = bioseq.connect(service.url, transport=Flaky(troubles))

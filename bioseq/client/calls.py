@@ -1,0 +1,222 @@
+"""What can be asked of a service, each call once: its request, its pages by the server's limits, its answer.
+
+Sequences may come as a list or an iterator of strings or `Record`s. A sequence that the server refuses raises its
+error, with its index in the whole input; with `on_error="report"` the others are answered, its place holds None,
+and the error is in the client's `errors`. Numbers travel as Arrow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bioseq.client.answers import ARROW, predictions, stack, table_of, vectors
+from bioseq.client.exchange import Call, Connection, ask
+from bioseq.errors import SequenceError, SpecError
+from bioseq.progress import Progress
+
+if TYPE_CHECKING:
+    from bioseq.sequences.fasta import Record
+
+PACK_RESIDUES = 50_000  # a request is not larger than this, for steady progress and cheap repetition
+Pack = list[tuple[int, str, str | None]]  # place in the input, sequence, id
+
+
+async def limits(at: Connection) -> dict[str, Any]:
+    """What one request may hold; asked once."""
+    if not at._limits:
+        at._limits = await ask(at, Call("GET", "/v1/limits"))
+    return at._limits
+
+
+async def models(at: Connection) -> list[dict[str, Any]]:
+    """All backbones and heads of the server."""
+    return (await ask(at, Call("GET", "/v1/models")))["data"]
+
+
+async def estimate(at: Connection, kind: str, *, homologs: str = "auto", **fields: Any) -> dict[str, Any]:
+    """Tokens, seconds and bytes of an embed, predict, score, scan or screen, by the fields of `POST /v1/estimate`."""
+    return await ask(at, Call("POST", "/v1/estimate", _body(at, homologs, kind=kind, **fields)))
+
+
+async def embed(
+    at: Connection,
+    seqs: Iterable[str | Record],
+    *,
+    pooling: str = "mean",
+    layers: Sequence[int] = (-1,),
+    per_residue: bool = False,
+    long_sequences: str = "error",
+    homologs: str = "auto",
+    on_error: str = "raise",
+    progress: bool = False,
+) -> Any:
+    """As `Predictor.embed`: float32 [N, D], [N, layers, D], or per residue a list of [L, D] or [layers, L, D]. With
+    `on_error="report"` a list, with None for what was refused."""
+    layers = [int(layer) for layer in layers]
+    body = _body(
+        at, homologs, pooling=pooling, layers=layers, per_residue=per_residue, long_sequences=long_sequences
+    )
+    read = partial(vectors, column="embedding", layers=len(layers), ragged=per_residue)
+    rows = await _all(at, seqs, "/v1/embed", body, read, on_error, progress)
+    return rows if per_residue or on_error == "report" else stack(rows)
+
+
+async def logits(
+    at: Connection,
+    seqs: Iterable[str | Record],
+    *,
+    long_sequences: str = "error",
+    homologs: str = "auto",
+    on_error: str = "raise",
+    progress: bool = False,
+) -> list[np.ndarray]:
+    """As `Predictor.logits`: a list of float32 [L, V]."""
+    body = _body(at, homologs, long_sequences=long_sequences)
+    read = partial(vectors, column="logits", ragged=True)
+    return await _all(at, seqs, "/v1/logits", body, read, on_error, progress)
+
+
+async def predict(
+    at: Connection,
+    seqs: Iterable[str | Record],
+    heads: Sequence[str],
+    *,
+    nearest: int = 0,
+    long_sequences: str = "error",
+    homologs: str = "auto",
+    on_error: str = "raise",
+    progress: bool = False,
+) -> list[dict[str, dict[str, Any]]]:
+    """As `Predictor.predict`: one dict a sequence, keyed by head."""
+    heads = [h for h in heads.split(",") if h] if isinstance(heads, str) else list(heads)
+    body = _body(at, homologs, heads=heads, nearest=nearest, long_sequences=long_sequences)
+    return await _all(at, seqs, "/v1/predict", body, partial(predictions, heads=heads), on_error, progress)
+
+
+async def score(
+    at: Connection,
+    wild_type: str | Record,
+    mutants: Sequence[Any],
+    *,
+    strategy: str = "masked-marginals",
+    long_sequences: str = "error",
+    homologs: str = "auto",
+    progress: bool = False,
+) -> list[float]:
+    """As `Predictor.score`."""
+    most = (await limits(at))["max_variants"]
+    names = [str(m) for m in mutants]
+    body = _body(at, homologs, sequence=_text(wild_type), strategy=strategy, long_sequences=long_sequences)
+
+    async def page(some: list[str]) -> list[float]:
+        table = await _table(at, "/v1/score", {**body, "mutants": some}, len(some))
+        return table["score"].to_pylist()
+
+    pages = (partial(page, names[first : first + most]) for first in range(0, len(names), most))
+    return await _joined(at, pages, len(names), progress)
+
+
+async def scan(
+    at: Connection,
+    sequence: str | Record,
+    *,
+    strategy: str = "masked-marginals",
+    long_sequences: str = "error",
+    homologs: str = "auto",
+    progress: bool = False,
+) -> np.ndarray:
+    """As `Predictor.scan`: float32 [L, 20]. One request, so `progress` shows nothing."""
+    body = _body(at, homologs, sequence=_text(sequence), strategy=strategy, long_sequences=long_sequences)
+    return stack(vectors(await _table(at, "/v1/scan", body, None), "scores"))
+
+
+# ------------------------------------------------------------------------------------------------------ requests
+
+
+def _text(sequence: str | Record) -> str:
+    return sequence if isinstance(sequence, str) else sequence.sequence
+
+
+def _body(at: Connection, homologs: str, **fields: Any) -> dict[str, Any]:
+    """`homologs` is sent only where it is asked for: services before it refuse the field."""
+    if not isinstance(homologs, str):
+        raise SpecError(
+            f"{type(homologs).__name__} was given. A service takes auto, none, default or the name of a reference set.",
+            field="homologs",
+        )
+    return {"model": at.model, **fields, **({} if homologs == "auto" else {"homologs": homologs})}
+
+
+async def _table(at: Connection, path: str, body: dict[str, Any], rows: int | None) -> Any:
+    return await ask(at, Call("POST", path, body, headers={"Accept": ARROW}), partial(table_of, rows=rows))
+
+
+async def _joined(at: Connection, asks: Iterator[Any], total: int, progress: bool) -> list[Any]:
+    """The rows of several requests, in order."""
+    rows: list[Any] = []
+    with Progress(total or 1, "remote", unit="items", enabled=progress and bool(total)) as bar:
+        async with contextlib.aclosing(at.driver.several(asks)) as answers:
+            async for some in answers:
+                rows += some
+                bar.add(len(some))
+    return rows
+
+
+def _packs(seqs: Iterable[str | Record], most: dict[str, Any]) -> Iterator[Pack]:
+    """The input cut by the server's limits, in order; it is read as packs are asked for."""
+    if isinstance(seqs, str):
+        raise SpecError("give a list of sequences, not one string.", field="seqs")
+    room = min(PACK_RESIDUES, most["max_body_bytes"] // 2, most["max_request_tokens"] // 2)
+    pack, size = Pack(), 0
+    for place, seq in enumerate(seqs):
+        text = _text(seq)
+        if pack and (len(pack) >= most["max_items"] or size + len(text) + 2 > room):
+            yield pack
+            pack, size = Pack(), 0
+        pack.append((place, text, None if isinstance(seq, str) else seq.id))
+        size += len(text) + 2
+    if pack:
+        yield pack
+
+
+async def _all(
+    at: Connection,
+    seqs: Iterable[str | Record],
+    path: str,
+    body: dict[str, Any],
+    read: Callable[[Any], list[Any]],
+    on_error: str,
+    progress: bool,
+) -> list[Any]:
+    """The rows of all sequences, packed into requests. Under "report" a refused sequence is taken out of its pack
+    and the rest is asked for again."""
+    if on_error not in ("raise", "report"):
+        raise SpecError(f"{on_error!r} is not one of raise, report.", field="on_error")
+    errors = at.errors = list[SequenceError]()
+
+    async def one(pack: Pack) -> list[Any]:
+        left, rows = pack, []
+        while left:
+            try:
+                texts = [text for _, text, _ in left]
+                rows = read(await _table(at, path, {**body, "sequences": texts}, len(texts)))
+                break
+            except SequenceError as error:
+                if error.index is None or not 0 <= error.index < len(left):
+                    raise
+                place, _, record = left[error.index]
+                named = error.at(index=place, record=record)
+                if on_error == "raise":
+                    raise named from None
+                errors.append(named)
+                left = left[: error.index] + left[error.index + 1 :]
+        found = {place: row for (place, _, _), row in zip(left, rows, strict=True)}
+        return [found.get(place) for place, _, _ in pack]
+
+    asks = (partial(one, pack) for pack in _packs(seqs, await limits(at)))
+    return await _joined(at, asks, len(seqs) if isinstance(seqs, Sequence) else 0, progress)
