@@ -79,9 +79,7 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     """--server and --api-key: ask a running service instead of a local engine."""
     group = parser.add_argument_group("remote")
     group.add_argument("--server", metavar="URL", help="ask a running `bioseq serve` instead of this machine")
-    group.add_argument(
-        "--api-key", default=None, help="its API key (default: the environment variable BIOSEQ_API_KEY)"
-    )
+    group.add_argument("--api-key", help="its API key (default: the environment variable BIOSEQ_API_KEY)")
 
 
 def api_key(args: argparse.Namespace) -> str | None:

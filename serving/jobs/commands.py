@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 from bioseq.cli import add_server_options, api_key, new_parser, positive_int
 
@@ -21,11 +21,16 @@ kind = "finetune". Files of this machine that it names are uploaded first."""
 
 def _parser() -> argparse.ArgumentParser:
     p = new_parser("jobs", f"Pretrain, finetune and screen jobs on a server.\n\n{TELL}", example=EXAMPLE)
-    add_server_options(p)
-    p.add_argument("--json", action="store_true", help="answers as JSON on standard output")
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    for parser in (p, common):  # before the action and after it; SUPPRESS keeps what was given before
+        add_server_options(parser)
+        parser.add_argument("--json", action="store_true", help="answers as JSON on standard output")
     actions = p.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    submit = actions.add_parser("submit", help="submit a job file (TOML or JSON)")
+    def action(name: str, text: str) -> argparse.ArgumentParser:
+        return actions.add_parser(name, help=text, parents=[common], allow_abbrev=False)
+
+    submit = action("submit", "submit a job file (TOML or JSON)")
     submit.add_argument("spec", metavar="SPEC.toml")
     submit.add_argument("--kind", choices=("pretrain", "finetune", "screen"), help="if the file does not say")
     submit.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a field")
@@ -33,29 +38,29 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("--idempotency-key", metavar="K", help="the same key gives the same job again")
     submit.add_argument("--follow", action="store_true", help="show its log until it ends")
 
-    show = actions.add_parser("list", help="jobs, newest first")
+    show = action("list", "jobs, newest first")
     show.add_argument("--state", choices=("PENDING", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED"))
     show.add_argument("--kind", choices=("pretrain", "finetune", "screen"))
     show.add_argument("--limit", type=positive_int, default=100)
     show.add_argument("--all", action="store_true", help="of every key; needs the scope admin")
 
     for name, text in (("show", "one job"), ("cancel", "cancel a pending or running job")):
-        actions.add_parser(name, help=text).add_argument("job")
-    purge = actions.add_parser("purge", help="delete an ended job with its log and result")
+        action(name, text).add_argument("job")
+    purge = action("purge", "delete an ended job with its log and result")
     purge.add_argument("job")
-    logs = actions.add_parser("logs", help="what a job printed")
+    logs = action("logs", "what a job printed")
     logs.add_argument("job")
     logs.add_argument(
         "--follow", "-f", action="store_true", help="until it ends; exit 1 if it did not succeed"
     )
-    result = actions.add_parser("result", help="download the result")
+    result = action("result", "download the result")
     result.add_argument("job")
     result.add_argument("-o", "--output", required=True, metavar="DIR")
 
-    upload = actions.add_parser("upload", help="upload a file; prints file:ID")
+    upload = action("upload", "upload a file; prints file:ID")
     upload.add_argument("file")
-    actions.add_parser("files", help="uploaded files")
-    remove = actions.add_parser("rm", help="delete an uploaded file")
+    action("files", "uploaded files")
+    remove = action("rm", "delete an uploaded file")
     remove.add_argument("file", metavar="ID")
     return p
 
@@ -73,7 +78,7 @@ def jobs(argv: list[str]) -> int:
 
 
 def _submit(remote: Any, args: argparse.Namespace) -> int:
-    from bioseq.client.jobs import read_job
+    from bioseq.client.job_files import read_job
 
     given = read_job(args.spec, args.kind)
     for item in args.set:
@@ -84,7 +89,7 @@ def _submit(remote: Any, args: argparse.Namespace) -> int:
         before = job["waiting_before"]
         waits = f", {before} of yours before it" if before else ""
         print(f"{job['kind']} job {job['id']} is {job['state']}{waits}.", file=sys.stderr)
-    return _follow(remote, job["id"]) if args.follow else 0
+    return _follow(remote, job["id"], sys.stderr) if args.follow else 0  # standard output has the job's id
 
 
 def _set(spec: dict[str, Any], item: str) -> None:
@@ -107,13 +112,12 @@ def _set(spec: dict[str, Any], item: str) -> None:
     spec[last] = value
 
 
-def _follow(remote: Any, job_id: str) -> int:
-    """Lines to standard error, so that standard output stays what was asked for."""
+def _follow(remote: Any, job_id: str, out: TextIO) -> int:
     for event in remote.follow(job_id):
         if event["event"] == "line":
-            print(event["line"], file=sys.stderr, flush=True)
+            print(event["line"], file=out, flush=True)
         elif event["event"] == "metrics" and "loss" in event:
-            print(f"step {event.get('step')}: loss {event['loss']:.4f}", file=sys.stderr, flush=True)
+            print(f"step {event.get('step')}: loss {event['loss']:.4f}", file=out, flush=True)
         elif event["event"] == "end":
             return _told(job_id, event)
     return 1
@@ -197,17 +201,10 @@ def _purge(remote: Any, args: argparse.Namespace) -> int:
 
 
 def _logs(remote: Any, args: argparse.Namespace) -> int:
-    if not args.follow:
-        print(remote.logs(args.job), end="")
-        return 0
-    for event in remote.follow(args.job):
-        if event["event"] == "line":
-            print(event["line"], flush=True)
-        elif event["event"] == "metrics" and "loss" in event:
-            print(f"step {event.get('step')}: loss {event['loss']:.4f}", flush=True)
-        elif event["event"] == "end":
-            return _told(args.job, event)
-    return 1
+    if args.follow:
+        return _follow(remote, args.job, sys.stdout)
+    print(remote.logs(args.job), end="")
+    return 0
 
 
 def _result(remote: Any, args: argparse.Namespace) -> int:
