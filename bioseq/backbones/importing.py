@@ -81,7 +81,8 @@ def _card(checkpoint: Checkpoint, source: str, licence: str) -> str:
 
 def export_checkpoint(bundle: Bundle, path: str | Path, *, force: bool = False) -> Path:
     """Write a backbone bundle as a Hugging Face folder. An imported one gives its own config.json and
-    byte-equal tensors back. Raises `BundleError` for a head, `OutputError` if `path` cannot be written."""
+    byte-equal tensors back. Raises `BundleError` for a head, `CheckpointError` for a backbone that transformers
+    cannot compute, `OutputError` if `path` cannot be written."""
     from bioseq.backbones.esm2.checkpoint import Layout, write_checkpoint
     from bioseq.backbones.packed.config import ModelConfig
 

@@ -77,11 +77,12 @@ def write_backbone(
         "lm_head": "lm_head.bias" in stored,
         "dtype": str(stored["embed_tokens.weight"].dtype).removeprefix("torch."),
     }
+    config = ModelConfig.from_dict(architecture)
     fields = {
         **fields,
         "kind": "backbone",
         "architecture": architecture,
-        "weights_hash": hash_weights(ModelConfig.from_dict(architecture), stored),
+        "weights_hash": hash_weights(config, stored, reference=_reference(config, extra)),
         "extra": extra,
     }
     with tempfile.TemporaryDirectory() as scratch:
@@ -115,7 +116,23 @@ def load_backbone(
 
 def weights_hash(bundle: Bundle) -> str:
     """The hash of a backbone's weights: the manifest's, or computed for a bundle written before it had one."""
-    return bundle.manifest.weights_hash or hash_weights(*_parts(bundle))
+    if bundle.manifest.weights_hash:
+        return bundle.manifest.weights_hash
+    config, tensors = _parts(bundle)
+    return hash_weights(config, tensors, reference=_reference(config, bundle.manifest.extra))
+
+
+def _reference(config: ModelConfig, extra: Mapping[str, Any]) -> str | None:
+    """The hash of the reference set that a backbone reads homologs from; None for one that reads none."""
+    if not config.reads_homologs:
+        return None
+    reference = extra.get("homologs", {}).get("reference")
+    if not isinstance(reference, str):
+        raise BundleError(
+            f"{config.name} reads homologs, but its bundle does not name a reference set.",
+            hint="extra.homologs.reference holds the hash of the set that it was trained with.",
+        )
+    return reference
 
 
 def _parts(bundle: Bundle) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
@@ -125,4 +142,5 @@ def _parts(bundle: Bundle) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
         config = ModelConfig.from_dict(bundle.manifest.architecture)
     except CheckpointError as error:
         raise BundleError(f"{bundle.path}: {error}") from error
+    _reference(config, bundle.manifest.extra)
     return config, {k: v for k, v in bundle.read_tensors().items() if not k.startswith(EXTRA_TENSOR)}

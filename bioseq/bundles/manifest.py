@@ -30,6 +30,7 @@ class Extra(TypedDict, total=False):
     training: dict[str, Any]  # settings of the run that made it
     recipe: str
     citation: list[Any]
+    homologs: dict[str, Any]  # backbone that reads them: reference set (name, hash), settings of the search
 
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")

@@ -310,8 +310,18 @@ def write_checkpoint(
 ) -> Path:
     """Write a folder that transformers' EsmModel, EsmForMaskedLM and EsmTokenizer load. An imported
     checkpoint (`layout`, `extras`) gets its own config.json and the same tensors back, byte for byte.
-    Raises `OutputError` if `path` exists (without `force`) or cannot be written."""
+    Raises `OutputError` if `path` exists (without `force`) or cannot be written, `CheckpointError` for an
+    encoder with parts that ESM-2 does not have."""
     path = Path(path)
+    for has, part in (
+        (config.reads_homologs, "a second input for homologs"),
+        (config.convolution, "convolutions"),
+    ):
+        if has:
+            raise CheckpointError(
+                f"{config.name} has {part}, which transformers' ESM does not have; it would compute other results.",
+                hint="Use the bundle with bioseq, or export a backbone without it.",
+            )
     hf = to_hf_tensors(config, tensors, layout=layout, extras=extras)
     if layout is not None:
         text = layout.config

@@ -8,10 +8,18 @@ from typing import Any
 from bioseq.errors import CheckpointError
 from bioseq.specs.reading import build
 
+N_LETTERS = 20  # standard amino acids, whose token ids follow each other from FIRST_LETTER on
+FIRST_LETTER = 4
+EVIDENCE_WIDTH = N_LETTERS + 1  # columns of the second input: see `PackedEncoder`
+
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a packed encoder. `max_residues` is the longest sequence the model was made for."""
+    """Shape of a packed encoder. `max_residues` is the longest sequence the model was made for.
+
+    `reads_homologs`: there is a second input, what the homologs say of each residue; `convolution`: width of a
+    depthwise convolution before each attention (0: none, else odd). ESM-2 has neither.
+    """
 
     name: str
     n_layers: int
@@ -26,12 +34,16 @@ class ModelConfig:
     token_dropout: bool = True
     layer_norm_eps: float = 1e-5
     max_residues: int = 1022
+    reads_homologs: bool = False
+    convolution: int = 0
 
     def __post_init__(self) -> None:
         if self.d_model % self.n_heads or self.head_dim % 2:
             raise CheckpointError(
                 f"d_model {self.d_model} must be a multiple of n_heads {self.n_heads} with an even head size."
             )
+        if (self.convolution and self.convolution % 2 == 0) or self.convolution < 0:
+            raise CheckpointError(f"convolution is {self.convolution}; 0 or an odd width is needed.")
 
     @property
     def head_dim(self) -> int:
@@ -42,14 +54,17 @@ class ModelConfig:
         """Parameters of encoder and tied LM head."""
         d, f, v = self.d_model, self.d_ff, self.vocab_size
         layer = 4 * (d * d + d) + (2 * d * f + f + d) + 4 * d
-        return v * d + self.n_layers * layer + 2 * d + (d * d + d + 2 * d + v)
+        layer += (self.convolution + 3) * d if self.convolution else 0
+        second = (EVIDENCE_WIDTH + 1) * d + 1 if self.reads_homologs else 0
+        return v * d + self.n_layers * layer + 2 * d + (d * d + d + 2 * d + v) + second
 
     def flops_per_token(self, length: float, *, lm_head: bool = False) -> float:
         """Forward multiply-adds, counted as two operations, of one token in a sequence of `length` tokens:
         2 per weight of every matrix, and 4 * length * d_model a layer for the two attention products
         (Kaplan et al. 2020, arXiv 2001.08361, table 1)."""
         d, f = self.d_model, self.d_ff
-        dense = self.n_layers * (4 * d * d + 2 * d * f)
+        dense = self.n_layers * (4 * d * d + 2 * d * f + self.convolution * d)
+        dense += EVIDENCE_WIDTH * d if self.reads_homologs else 0
         head = d * d + d * self.vocab_size if lm_head else 0
         return 2.0 * (dense + head) + 4.0 * self.n_layers * length * d
 
