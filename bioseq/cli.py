@@ -43,7 +43,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def new_parser(command: str, description: str, *, example: str = "") -> argparse.ArgumentParser:
-    """A parser in the house's look: description, options, then worked examples."""
+    """A parser with bioseq's layout: description, options, then worked examples."""
     return _Parser(
         prog=f"bioseq {command}".strip(),
         description=description,
@@ -58,7 +58,7 @@ def positive_int(text: str) -> int:
     try:
         value = int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is below 1")
     return value

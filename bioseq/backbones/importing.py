@@ -40,7 +40,7 @@ def import_checkpoint(
 ) -> Bundle:
     """Read a Hugging Face ESM-2 folder and write it as a backbone bundle at `path`, in its own dtype.
 
-    Raises `CheckpointError` for what is no ESM-2 checkpoint, `OutputError` if `path` cannot be written.
+    Raises `CheckpointError` for anything but an ESM-2 checkpoint, `OutputError` if `path` cannot be written.
     """
     from bioseq.backbones.esm2.checkpoint import load_checkpoint
 
@@ -74,7 +74,7 @@ def _card(checkpoint: Checkpoint, source: str, licence: str) -> str:
         heads=config.n_heads,
         parameters=sum(t.numel() for t in checkpoint.tensors.values()),
         dtype=dtype,
-        lm_head="yes" if checkpoint.lm_head else "none: it can embed, not score",
+        lm_head="yes" if checkpoint.lm_head else "none: it can embed but not score",
         extras=len(checkpoint.extras),
     )
 

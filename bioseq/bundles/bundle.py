@@ -9,7 +9,7 @@
     hf/                   an imported backbone's original config.json and spelling
 
 Written to a temporary name and renamed. On opening, an unknown key, a wrong hash, a missing file and a file
-that the manifest does not list are refused (hidden files such as .DS_Store are passed over, and never read).
+that the manifest does not list are refused (hidden files such as .DS_Store are ignored).
 Tensors are safetensors only: a pickle can run code, so a folder that holds one is refused.
 """
 
@@ -94,7 +94,7 @@ class Bundle:
     def _json(self, name: str) -> dict[str, Any]:
         data = read_json(self.file(name))
         if not isinstance(data, dict):
-            raise BundleError(f"{self.path / name} holds no JSON object.")
+            raise BundleError(f"{self.path / name} is not a JSON object.")
         return data
 
 
@@ -113,7 +113,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
             continue
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise BundleError(
-                f"{folder}: {name} is a link or no plain file.", hint="Copy the files themselves."
+                f"{folder}: {name} is a link or a special file.", hint="Copy the files themselves."
             )
         if path.is_file() and name != MANIFEST:
             yield name, path
@@ -260,7 +260,7 @@ def _save_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     if not source.is_file():
-        raise BundleError(f"{source} is missing; it belongs into the bundle.")
+        raise BundleError(f"{source} is missing; the bundle needs it.")
     shutil.copyfile(source, target)
 
 

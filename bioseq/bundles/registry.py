@@ -35,7 +35,7 @@ _KEPT_SINCE_2 = ("weights_hash", "base_weights_hash")
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """One registered version. `path` is a folder, or a URL in object storage; `aliases` are those that point
-    at this version; `notes` say what `register` found worth telling."""
+    at this version; `notes` are remarks of `register` for the user."""
 
     name: str
     version: int
@@ -355,13 +355,13 @@ class Registry:
 
 
 def _split(ref: str) -> tuple[str, int | None]:
-    """`NAME@V` -> (name, version). A name that could name nothing is not found, never an error of its own."""
+    """`NAME@V` -> (name, version). A malformed name is reported as not found."""
     name, at, version = str(ref).partition("@")
     if not at:
         return name, None
     if not re.fullmatch(r"[1-9][0-9]{0,8}", version):
         raise NotFoundError(
-            f"{version!r} is no version.",
+            f"{version!r} is not a version.",
             hint="Versions are whole numbers: NAME@1.",
             code="version.not_found",
         )

@@ -28,7 +28,7 @@ def _layers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as 0,-1") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 0,-1") from None
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
             hint="Use .parquet, .npz or .csv, or pass --format.",
         )
     if args.per_residue and kind == "csv":
-        raise OutputError("CSV holds no per-residue vectors.", hint="Use .parquet or .npz.")
+        raise OutputError("CSV cannot hold per-residue vectors.", hint="Use .parquet or .npz.")
     if len(args.layers) > 1 and kind == "csv":
         raise OutputError("CSV holds one layer.", hint="Use .parquet or .npz, or name one layer.")
     from bioseq.output import atomic_file, whole_stdout

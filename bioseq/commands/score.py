@@ -182,7 +182,7 @@ def _read_mutants(args: argparse.Namespace, wild_type: str) -> Asked:
         else:
             if args.measured or args.column:
                 raise SpecError(
-                    f"{given} is no .csv or .tsv table.", field="measured" if args.measured else "column"
+                    f"{given} is not a .csv or .tsv table.", field="measured" if args.measured else "column"
                 )
             _read_lines(given, wild_type, asked)
     if not asked.variants:
@@ -208,7 +208,7 @@ def _text(given: str) -> str:
     except OSError as error:
         raise TableError(f"{given} cannot be read: {error.strerror}.", hint="Check the path.") from error
     except UnicodeDecodeError:
-        raise TableError(f"{given}: bytes that are no UTF-8 text.", hint="Give a text file.") from None
+        raise TableError(f"{given}: bytes that are not UTF-8 text.", hint="Give a text file.") from None
 
 
 def _read_lines(given: str, wild_type: str, asked: Asked) -> None:
@@ -254,4 +254,4 @@ def _read_table(path: Path, args: argparse.Namespace, wild_type: str, asked: Ask
         except ValueError:
             bad.append(number)
     if bad:
-        raise TableError(f"{path}: column {args.measured!r} holds no number", rows=bad)
+        raise TableError(f"{path}: column {args.measured!r} has values that are not numbers", rows=bad)

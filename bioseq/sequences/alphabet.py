@@ -1,7 +1,7 @@
-"""Immutable vocabularies: which letters a model knows, and how a sequence becomes token ids.
+"""Immutable vocabularies: which letters a model reads, and how a sequence becomes token ids.
 
 Concept: an `Alphabet` is a fixed tuple of tokens. `encode` turns a residue string into ids through one
-256-entry table (no per-residue Python), and refuses what it does not know, naming the position. Nothing is
+256-entry table (no per-residue Python), and refuses any other character, naming the position. Nothing is
 ever silently mapped to "unknown": what is changed on the way (a stop at the end dropped, J read as X) is
 returned as a note.
 """
@@ -126,13 +126,13 @@ class Alphabet:
         if letter == "*":
             what, hint = (
                 "a stop '*' inside the sequence",
-                "Cut the sequence at the stop, or translate it anew.",
+                "Cut the sequence at the stop, or translate it again.",
             )
         elif letter and letter in self.gaps:
             what, hint = f"gap {letter!r}", "Remove the gaps, or allow them (gaps=True, --gaps)."
         else:
             shown = repr(letter) if letter.isprintable() and letter.isascii() and letter else "this character"
-            what, hint = shown, f"The {self.name} alphabet knows {self.letters}."
+            what, hint = shown, f"The {self.name} alphabet has {self.letters}."
         return IllegalResidueError(
             f"illegal residue at position {position}: {what}.", position=position, hint=hint
         )

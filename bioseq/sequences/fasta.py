@@ -60,7 +60,7 @@ def read_fasta(
     `start` and `end` are bytes of a plain file: the records whose '>' lies in [start, end). `allow_empty` yields
     a record without residues (sequence "") instead of raising, for callers that report and skip bad records.
 
-    Raises `FastaError` with file and line: missing file, folder, empty file, first line that is no header,
+    Raises `FastaError` with file and line: missing file, folder, empty file, a first line that is not a header,
     record without sequence, binary noise, text that is not UTF-8, comment lines, bare carriage returns, and a
     compressed file that breaks off or is damaged (naming the last whole record).
     """
@@ -253,7 +253,7 @@ class _Lines:
             return raw.decode("utf-8")
         except UnicodeDecodeError:
             raise self.fault(
-                "bytes that are no UTF-8 text.", hint="Give a UTF-8 (or ASCII) text file."
+                "bytes that are not UTF-8 text.", hint="Give a UTF-8 (or ASCII) text file."
             ) from None
 
 

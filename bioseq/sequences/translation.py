@@ -30,7 +30,7 @@ def translated(
     except SequenceError as error:
         fault = error
     if fault is None and len(text) < 3:
-        fault = EmptySequenceError("fewer than three nucleotides: there is no codon to translate.")
+        fault = EmptySequenceError("fewer than three nucleotides, so no codon to translate.")
     if mode == "one":
         if fault is not None:
             yield "", fault, ()

@@ -20,7 +20,7 @@ FEATURE_BLOCKS = ORDER_BLOCKS + SITE_BLOCKS
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SplitSettings(Spec):
-    """How rows are dealt to train, validation and test.
+    """How rows are divided into train, validation and test.
 
     kind: `column` (the file's `set` and `validation`), `cluster` (by sequence similarity), `mutations` (by
     distance from the wild type), `position` (by mutated position), `random`. None: `column` if the file has
@@ -40,12 +40,15 @@ class SplitSettings(Spec):
         for name in ("valid", "test"):
             if not 0 < getattr(self, name) < 0.9:
                 raise SpecError(
-                    f"{getattr(self, name)} is no share between 0 and 0.9.", field=f"split.{name}"
+                    f"{getattr(self, name)} is not a share between 0 and 0.9.", field=f"split.{name}"
                 )
         if self.valid + self.test >= 0.95:
-            raise SpecError("validation and test leave nothing to train on.", field="split")
+            raise SpecError(
+                f"validation and test together take {self.valid + self.test:g} of the rows; at most 0.95 is allowed.",
+                field="split",
+            )
         if not 0.2 <= self.identity <= 1:
-            raise SpecError(f"{self.identity} is no identity between 0.2 and 1.", field="split.identity")
+            raise SpecError(f"{self.identity} is not an identity between 0.2 and 1.", field="split.identity")
         if self.train_mutations < 1:
             raise SpecError("at least 1 is needed.", field="split.train_mutations")
 
@@ -66,7 +69,7 @@ class LoraSettings(Spec):
         if self.alpha < 1:
             raise SpecError(f"{self.alpha} is below 1.", field="lora.alpha")
         if not 0 <= self.dropout < 1:
-            raise SpecError(f"{self.dropout} is no share below 1.", field="lora.dropout")
+            raise SpecError(f"{self.dropout} is not a share between 0 and 1.", field="lora.dropout")
         for target in self.targets:
             if target not in LORA_TARGETS:
                 raise SpecError(
@@ -169,9 +172,9 @@ class FinetuneSpec(Spec):
         if self.neighbours < 0:
             raise SpecError(f"{self.neighbours} is below 0.", field="neighbours")
         if not 0.5 <= self.level < 1:
-            raise SpecError(f"{self.level} is no level between 0.5 and 1.", field="level")
+            raise SpecError(f"{self.level} is not a level between 0.5 and 1.", field="level")
         if self.lr is not None and not 0 < self.lr < 1:
-            raise SpecError(f"{self.lr} is no learning rate.", field="lr")
+            raise SpecError(f"{self.lr} is not a learning rate between 0 and 1.", field="lr")
         if self.features is not None:
             for block in self.features:
                 if block not in FEATURE_BLOCKS:

@@ -193,7 +193,7 @@ class PretrainSpec(Spec):
             )
         for name in ("tokens_per_step", "micro_tokens"):
             if getattr(self, name) < min(self.crop + 2, 3):
-                raise SpecError(f"{getattr(self, name)} tokens hold no residue.", field=name)
+                raise SpecError(f"{getattr(self, name)} tokens are too few for one residue.", field=name)
         if self.schedule.warmup + self.schedule.decay > self.steps:
             raise SpecError(
                 f"warm-up {self.schedule.warmup} and decay {self.schedule.decay} are over the {self.steps} steps.",

@@ -24,7 +24,7 @@ class ScreenSpec(Spec):
     top: at most so many hits. diverse: at most so many hits a neighbourhood, whose members have a cosine of
     at least `diverse_threshold` to its best hit, embeddings centred on the library's mean.
     pareto: names or expressions, all maximised; hits are the records that none other dominates. An empty
-    tuple is no front; `("*",)` takes every head's default score.
+    tuple means no front; `("*",)` takes every head's default score.
     long_sequences: what to do over the model's limit of residues. max_length: residues over which a record is
     quarantined under every policy.
     translate: the input is DNA; `one` reads frame 1 whole, `six` takes each frame's longest open stretch.
@@ -71,15 +71,21 @@ class ScreenSpec(Spec):
             if value is not None and value < 1:
                 raise SpecError(f"{value} is too small; at least 1 is needed.", field=name)
         if not -1.0 <= self.diverse_threshold <= 1.0:
-            raise SpecError(f"{self.diverse_threshold} is no cosine (-1 to 1).", field="diverse_threshold")
+            raise SpecError(
+                f"{self.diverse_threshold} is not a cosine between -1 and 1.", field="diverse_threshold"
+            )
         if self.genetic_code not in GENETIC_CODES:
             known = ", ".join(map(str, GENETIC_CODES))
             raise SpecError(
-                f"{self.genetic_code} is no NCBI genetic code.", field="genetic_code", hint=f"Known: {known}."
+                f"{self.genetic_code} is not an NCBI genetic code.",
+                field="genetic_code",
+                hint=f"Known: {known}.",
             )
         if self.pareto == ("*",) and len(self.heads) < 2:
             raise SpecError(
-                "a front needs two heads or more.", field="pareto", hint="Or name columns: --pareto A.x,A.y"
+                "a Pareto front needs two heads or more.",
+                field="pareto",
+                hint="Or name columns: --pareto A.x,A.y",
             )
         if self.pareto and self.pareto != ("*",) and len(self.pareto) < 2:
-            raise SpecError("a front needs two objectives or more.", field="pareto")
+            raise SpecError("a Pareto front needs two objectives or more.", field="pareto")

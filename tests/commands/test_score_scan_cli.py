@@ -113,20 +113,20 @@ def test_unmeasured_rows_are_left_out_of_the_correlation(model, tmp_path, capsys
     [
         ("m.txt", "T3S\nA5G\n", (), "m.txt:2: A5G: the wild type has Y at position 5, not A"),
         ("m.txt", "\n# nothing\n", (), "no variant to score"),
-        ("m.txt", b"\xff\xfe\x00T", (), "no UTF-8 text"),
+        ("m.txt", b"\xff\xfe\x00T", (), "not UTF-8 text"),
         ("m.txt", gzip.compress(b"T3S\n" * 99)[:20], (), "breaks off"),
         ("m.csv", "mutant,fitness\nT3S,1\nA5G,2\n", (), "row 2: A5G: the wild type has Y"),
         (
             "m.csv",
             "mutant,fitness\nT3S,high\nA4G,2\n",
             ("--measured", "fitness"),
-            "no number (row 1; 1 in all)",
+            "not numbers (row 1; 1 in all)",
         ),
         ("m.csv", "name,fitness\nT3S,1\n", (), "no column 'mutant'"),
         ("m.csv", "mutant,fitness\nT3S,1\n", ("--measured", "activity"), "no column 'activity'"),
         ("m.csv", "sequence\nMKTAY\n", (), "row 1: 5 residues, but the wild type has 11"),
         ("m.csv", "", (), "no column"),
-        ("m.txt", "T3S\n", ("--measured", "fitness"), "no .csv or .tsv table"),
+        ("m.txt", "T3S\n", ("--measured", "fitness"), "not a .csv or .tsv table"),
     ],
 )
 def test_bad_variant_files_exit_1_and_write_nothing(tmp_path, capsys, name, content, options, words):

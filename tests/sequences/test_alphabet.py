@@ -124,7 +124,7 @@ def test_gaps_are_tokens_when_asked_for():
 
 
 def test_letters_of_one_alphabet_are_no_letters_of_another():
-    with pytest.raises(IllegalResidueError, match="The dna alphabet knows"):
+    with pytest.raises(IllegalResidueError, match="The dna alphabet has"):
         dna().encode("ACGU")
     with pytest.raises(IllegalResidueError):
         rna().encode("ACGT")

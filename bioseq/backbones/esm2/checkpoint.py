@@ -205,7 +205,7 @@ def _complain(path: Path, missing: list[str], spare: list[str]) -> None:
             said.append(f"{what} tensor{'s' if len(names) > 1 else ''}: {', '.join(names[:5])}{more}")
     if said:
         raise CheckpointError(
-            f"{path} is no ESM-2 checkpoint; {'; '.join(said)}.",
+            f"{path} is not an ESM-2 checkpoint; {'; '.join(said)}.",
             hint="bioseq reads transformers' EsmModel and EsmForMaskedLM; config.json must fit the tensors.",
         )
 
@@ -247,10 +247,12 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
             if name in tensors:
                 raise CheckpointError(f"{path}: tensor {name} lies in two shards.")
             if weight_map.get(name) != shard:
-                raise CheckpointError(f"{path}: tensor {name} lies in {shard}, but {INDEX} does not say so.")
+                raise CheckpointError(
+                    f"{path}: tensor {name} lies in {shard}, but {INDEX} lists it elsewhere."
+                )
             tensors[name] = tensor
     for name in sorted(set(weight_map) - set(tensors)):
-        raise CheckpointError(f"{path}: missing tensor: {name} ({INDEX} promises it in {weight_map[name]}).")
+        raise CheckpointError(f"{path}: missing tensor: {name} ({INDEX} lists it in {weight_map[name]}).")
     return tensors
 
 

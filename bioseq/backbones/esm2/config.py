@@ -27,7 +27,7 @@ def read_text(file: Path) -> str:
 def parse_json(text: str, file: Path) -> dict[str, Any]:
     data = parse(text, str(file), error=CheckpointError)
     if not isinstance(data, dict):
-        raise CheckpointError(f"{file} holds no JSON object.")
+        raise CheckpointError(f"{file} is not a JSON object.")
     return data
 
 
