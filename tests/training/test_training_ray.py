@@ -65,6 +65,22 @@ def test_a_worker_killed_mid_run_loses_no_step(tiny, tmp_path):
     assert bioseq.load(tmp_path / "ray" / "best", threads=1).embed(["MKV"]).shape == (1, 32)
 
 
+def test_ray_goes_on_from_a_local_run_and_evaluates_on_the_workers(tiny, tmp_path, monkeypatch):
+    spec = tiny(output=str(tmp_path / "run"), steps=20, eval__every=10)
+    run(spec.override({"output": str(tmp_path / "reference")}), progress=False)
+    run(spec.override({"steps": 15, "schedule.decay": 0}), progress=False)
+
+    def not_here(*args, **kwargs):
+        raise AssertionError("evaluated on the driver")
+
+    monkeypatch.setattr("training.pretrain.finish.perplexity", not_here)
+    summary = run(spec.override({"engine": "ray", "resume": True}), progress=False)
+    a, b = _losses(tmp_path / "reference"), _losses(tmp_path / "run")
+    assert a.keys() == b.keys() and max(abs(a[s] - b[s]) for s in a) < 1e-4
+    assert summary["last"]["held"]["proteins"] == 12
+    assert "1 process(es) of 1 thread(s)" in (tmp_path / "run" / "card.md").read_text()
+
+
 def test_ray_and_local_go_on_from_each_other(tiny, tmp_path):
     spec = tiny(output=str(tmp_path / "run"), engine="ray", steps=20)
     reference = tiny(output=str(tmp_path / "reference"), steps=20)
@@ -104,7 +120,7 @@ def test_refusals_come_before_the_run(tiny, tmp_path):
     assert not (tmp_path / "b" / "spec.json").exists()
 
 
-def test_divergence_is_told_and_not_tried_again(tiny, tmp_path):
+def test_divergence_is_reported_and_not_tried_again(tiny, tmp_path):
     spec = tiny(
         engine="ray", output=str(tmp_path / "bad"), optimiser__lr=1e30, optimiser__clip=1e30, steps=10
     )

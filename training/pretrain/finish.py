@@ -33,51 +33,66 @@ def encoder_of(found: Checkpoint) -> PackedEncoder:
     return encoder.eval()
 
 
-def full_perplexities(
-    spec: PretrainSpec, encoder: PackedEncoder, corpus: Corpus, team: Team
+def outcome_of(last: Checkpoint) -> Outcome:
+    return Outcome(last.step, int(last.state["tokens"]), best=last.state["best"])
+
+
+def kept_checkpoints(root: Path) -> dict[str, Checkpoint]:
+    """The checkpoints that become bundles: `best` (the last one where no evaluation chose) and `last`."""
+    last = checkpoints.last(root)
+    if last is None:
+        return {}
+    best = root / checkpoints.BEST
+    return {"best": checkpoints.read(best) if best.exists() else last, "last": last}
+
+
+def final_perplexities(
+    spec: PretrainSpec, corpus: Corpus, kept: dict[str, Checkpoint], device: torch.device
+) -> dict[int, dict[str, Any]]:
+    """By step of each checkpoint: over the whole held-out sets (or `eval.final_proteins`, `eval.final_passes` of
+    them), on `device` in the run's precision."""
+    found: dict[int, dict[str, Any]] = {}
+    sets = {name: members for name, members in corpus.sets().items() if members}
+    for checkpoint in kept.values():
+        if checkpoint.step in found:
+            continue
+        encoder = encoder_of(checkpoint).to(device)
+        found[checkpoint.step] = {
+            name: perplexity(
+                encoder,
+                members,
+                seed=spec.eval.seed,
+                proteins=spec.eval.final_proteins,
+                passes=spec.eval.final_passes,
+                alphabet=by_name(spec.alphabet),
+                precision=spec.precision,
+                team=Team(device=device),
+            )
+            for name, members in sets.items()
+        }
+    return found
+
+
+def finish(
+    spec: PretrainSpec,
+    corpus: Corpus,
+    folder: Path,
+    outcome: Outcome,
+    perplexities: dict[int, dict[str, Any]],
 ) -> dict[str, Any]:
-    """Over the whole held-out sets (or `eval.final_proteins`, `eval.final_passes` of them), in the run's precision."""
-    return {
-        name: perplexity(
-            encoder.to(team.device),
-            members,
-            seed=spec.eval.seed,
-            proteins=spec.eval.final_proteins,
-            passes=spec.eval.final_passes,
-            alphabet=by_name(spec.alphabet),
-            precision=spec.precision,
-            team=Team(device=team.device),
-        )
-        for name, members in corpus.sets().items()
-        if members
-    }
-
-
-def finish(spec: PretrainSpec, corpus: Corpus, folder: Path, team: Team, outcome: Outcome) -> dict[str, Any]:
-    """Write the bundles `best` and `last`, the plot and the card; returns the run's summary."""
+    """Write the bundles `best` and `last`, the plot and the card; returns the run's summary. `perplexities` are
+    those of `final_perplexities`."""
     summary: dict[str, Any] = {
         "run": str(folder),
         "steps": outcome.step,
         "tokens": outcome.tokens,
         "bundles": {},
     }
-    made: dict[int, Any] = {}
-    for name in ("best", "last"):
-        best = folder / "checkpoints" / checkpoints.BEST
-        found = (
-            checkpoints.read(best)
-            if name == "best" and best.exists()
-            else checkpoints.last(folder / "checkpoints")
-        )
-        if found is None:
-            continue
-        encoder = encoder_of(found)
-        if found.step not in made:
-            made[found.step] = full_perplexities(spec, encoder, corpus, team)
-        evidence = evidence_of(spec, corpus, found, made[found.step], folder)
+    for name, found in kept_checkpoints(folder / "checkpoints").items():
+        evidence = evidence_of(spec, corpus, found, perplexities[found.step], folder)
         bundle = save_backbone(
             folder / name,
-            encoder.to("cpu", torch.float32),
+            encoder_of(found),
             name=spec.name,
             card=write_card(evidence),
             evidence=evidence,
@@ -88,7 +103,7 @@ def finish(spec: PretrainSpec, corpus: Corpus, folder: Path, team: Team, outcome
             force=True,
         )
         summary["bundles"][name] = {"path": str(folder / name), "hash": bundle.manifest.content_hash}
-        summary[name] = made[found.step]
+        summary[name] = perplexities[found.step]
         (folder / "card.md").write_text(write_card(evidence), "utf-8")
     plot_run(folder)
     if spec.register:
@@ -107,12 +122,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     spec = PretrainSpec.load(args.run / "spec.json").override(dict(s.split("=", 1) for s in args.set))
     corpus = open_corpus(args.corpus or str(spec.corpus))
-    found = checkpoints.last(args.run / "checkpoints")
-    if found is None:
+    kept = kept_checkpoints(args.run / "checkpoints")
+    if not kept:
         raise CheckpointError(f"{args.run} has no checkpoint yet.")
-    state = found.state
-    outcome = Outcome(found.step, int(state["tokens"]), best=state["best"])
-    print(json.dumps(finish(spec, corpus, args.run, Team(), outcome), indent=1))
+    perplexities = final_perplexities(spec, corpus, kept, torch.device("cpu"))
+    outcome = outcome_of(kept["last"])
+    print(json.dumps(finish(spec, corpus, args.run, outcome, perplexities), indent=1))
     return 0
 
 

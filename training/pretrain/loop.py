@@ -107,6 +107,7 @@ def train(
             "spec": spec.to_dict(),
             "corpus": corpus.hash,
             "architecture": encoder.config.to_dict(),
+            "hardware": team.hardware,
         }
 
     def evaluate(done: int, proteins: int, passes: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from bioseq.specs.pretrain import PretrainSpec
 from training.corpus.corpus import open_corpus
 from training.pretrain.distributed.parallel import in_group, leave
 from training.pretrain.distributed.team import Team, join
-from training.pretrain.finish import finish
+from training.pretrain.finish import final_perplexities, finish, kept_checkpoints
 from training.pretrain.loop import Outcome, train
 from training.pretrain.records import checkpoint as checkpoints
 from training.pretrain.records.run_folder import RunFolder
@@ -76,4 +76,7 @@ def _run(spec: PretrainSpec, team: Team, progress: bool) -> dict[str, Any]:
     finally:
         run_folder.close()
     team.wait()
-    return finish(spec, corpus, folder, team, outcome) if team.is_main else {}
+    if not team.is_main:
+        return {}
+    kept = kept_checkpoints(folder / "checkpoints")
+    return finish(spec, corpus, folder, outcome, final_perplexities(spec, corpus, kept, team.device))

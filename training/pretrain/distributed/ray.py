@@ -13,9 +13,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import ray
 import ray.train
 import torch
+from pyarrow import fs
 from ray.train import Checkpoint as RayCheckpoint
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -27,8 +29,8 @@ from bioseq.specs.pretrain import PretrainSpec
 from training.corpus.corpus import open_corpus
 from training.pretrain.distributed.parallel import Trainee
 from training.pretrain.distributed.team import Team
-from training.pretrain.finish import finish
-from training.pretrain.loop import DivergedError, Outcome, train
+from training.pretrain.finish import final_perplexities, finish, outcome_of
+from training.pretrain.loop import DivergedError, train
 from training.pretrain.records import checkpoint as checkpoints
 from training.pretrain.records.run_folder import RunFolder
 from training.pretrain.setup import check_corpus, check_resume, load_init
@@ -36,9 +38,11 @@ from training.ray_session import ray_session
 
 _RAY = "ray"  # folder of Ray's own storage in a run's folder
 _FAILED = "failed.json"
+_FINAL = "final.json"  # perplexities of the checkpoints that become bundles
+_START = "start"  # the local checkpoint that a run goes on from
 _NEWEST = "newest"  # the checkpoint's folder inside what Ray stores
 # Every worker meets these alike, and a retry would meet them again.
-_FINAL = (DivergedError, CheckpointError, SpecError, InputError)
+_NOT_RETRIED = (DivergedError, CheckpointError, SpecError, InputError)
 
 
 class RaySink(RunFolder):
@@ -78,6 +82,12 @@ class RaySink(RunFolder):
         if self.team.is_main:
             checkpoints.write(self._scratch / checkpoints.BEST, state, model)
 
+    def kept(self) -> dict[str, checkpoints.Checkpoint]:
+        """The best and the last checkpoint, on the main worker at the end of a run."""
+        last = checkpoints.read(self._scratch / "out" / _NEWEST)
+        best = self._scratch / checkpoints.BEST
+        return {"best": checkpoints.read(best) if best.exists() else last, "last": last}
+
     def last_good(self) -> str:
         return self._last or "none yet"
 
@@ -97,28 +107,27 @@ def _worker(config: dict[str, Any]) -> None:
     try:
         corpus = open_corpus(str(spec.corpus), verify=False)
         start = None
-        stored = ray.train.get_checkpoint()
+        stored = ray.train.get_checkpoint() or (RayCheckpoint(config["start"]) if config["start"] else None)
         if stored is not None:
             with stored.as_directory() as folder:
                 start = checkpoints.read(Path(folder) / _NEWEST)
                 start.load()
                 sink.resume_from(Path(folder))
-        elif config["start"]:
-            start = checkpoints.read(Path(config["start"]))
-        if start is not None:
             check_resume(spec, corpus.hash, start.state)
         init = load_init(spec) if start is None else None
         sink.begin(start.step if start else 0)
         train(
             spec, corpus, team, sink, start=start, init=init, hook=config.get("hook") or (lambda step: None)
         )
-    except _FINAL as error:
+        if team.is_main:
+            # Here, not on the driver: this process has the device.
+            final = final_perplexities(spec, corpus, sink.kept(), team.device)
+            _write_json(config["storage"], spec.name, _FINAL, final)
+    except _NOT_RETRIED as error:
         # Not raised: Ray would try again, and keeps no metrics of a report without checkpoint.
         if team.is_main:
             failed = {"failed": error.message, "hint": error.hint, "code": error.code}
-            system, path = _open_storage(config["storage"])
-            with system.open_output_stream(f"{path}/{spec.name}/{_FAILED}") as handle:
-                handle.write(json.dumps(failed).encode())
+            _write_json(config["storage"], spec.name, _FAILED, failed)
     finally:
         sink.close()
 
@@ -150,7 +159,7 @@ def run_on_ray(spec: PretrainSpec, *, progress: bool = True, hook: Any = None) -
             train_loop_config={
                 "spec": spec.to_dict(),
                 "progress": progress,
-                "start": str(local.path) if local else None,
+                "start": _store_start(folder, local, f"{storage}/{spec.name}/{_START}") if local else None,
                 "hook": hook,
                 "storage": storage,
             },
@@ -181,24 +190,19 @@ def run_on_ray(spec: PretrainSpec, *, progress: bool = True, hook: Any = None) -
         if failed:
             raise failed
         last = checkpoints.last(folder / "checkpoints")
-        if last is None:
+        final = _take_json(storage, spec.name, _FINAL)
+        if last is None or final is None:
             raise ResourceError("Ray finished the run without a checkpoint.", hint=f"Look at {storage}.")
-        outcome = Outcome(last.step, int(last.state["tokens"]), best=last.state["best"])
-        return finish(spec, corpus, folder, Team(), outcome)
+        perplexities = {int(step): found for step, found in final.items()}
+        return finish(spec, corpus, folder, outcome_of(last), perplexities)
 
 
 def _failure(storage: str, name: str) -> BioseqError | None:
     """The error that stopped the workers, to be raised on the driver."""
-    from pyarrow import fs
-
-    system, path = _open_storage(storage)
-    file = f"{path}/{name}/{_FAILED}"
-    if system.get_file_info(file).type == fs.FileType.NotFound:
+    stored = _take_json(storage, name, _FAILED)
+    if stored is None:
         return None
-    with system.open_input_stream(file) as handle:
-        stored = json.loads(handle.read())
-    system.delete_file(file)
-    kinds = {kind.code: kind for kind in _FINAL}
+    kinds = {kind.code: kind for kind in _NOT_RETRIED}
     error = kinds.get(stored["code"], BioseqError)(stored["failed"], hint=stored["hint"])
     error.code = stored["code"]
     return error
@@ -206,9 +210,41 @@ def _failure(storage: str, name: str) -> BioseqError | None:
 
 def _open_storage(storage: str) -> tuple[Any, str]:
     """(pyarrow filesystem, path in it)."""
-    from pyarrow import fs
-
     return fs.FileSystem.from_uri(storage) if "://" in storage else (fs.LocalFileSystem(), storage)
+
+
+def _write_json(storage: str, name: str, file: str, data: dict[Any, Any]) -> None:
+    system, path = _open_storage(storage)
+    with system.open_output_stream(f"{path}/{name}/{file}") as handle:
+        handle.write(json.dumps(data).encode())
+
+
+def _take_json(storage: str, name: str, file: str) -> dict[str, Any] | None:
+    """What a worker left in the run's storage, which is removed there; None if there is nothing."""
+    system, path = _open_storage(storage)
+    place = f"{path}/{name}/{file}"
+    if system.get_file_info(place).type == fs.FileType.NotFound:
+        return None
+    with system.open_input_stream(place) as handle:
+        data = json.loads(handle.read())
+    system.delete_file(place)
+    return data
+
+
+def _store_start(folder: Path, last: checkpoints.Checkpoint, place: str) -> str:
+    """Put a local run's newest checkpoint, best weights and metrics where every node reads them, in the form of
+    the checkpoints that Ray stores."""
+    system, path = _open_storage(place)
+    if system.get_file_info(path).type != fs.FileType.NotFound:
+        system.delete_dir(path)
+    best = folder / "checkpoints" / checkpoints.BEST
+    for source, name in ((last.path, _NEWEST), (best, checkpoints.BEST)):
+        if source.is_dir():
+            system.create_dir(f"{path}/{name}", recursive=True)
+            fs.copy_files(str(source), f"{path}/{name}", fs.LocalFileSystem(), system)
+    if (folder / "metrics.jsonl").exists():
+        fs.copy_files(str(folder / "metrics.jsonl"), f"{path}/metrics.jsonl", fs.LocalFileSystem(), system)
+    return place
 
 
 def _bring_home(stored: Path, folder: Path, keep: int) -> None:
@@ -230,9 +266,6 @@ def _bring_home(stored: Path, folder: Path, keep: int) -> None:
 
 def _storage(spec: PretrainSpec, folder: Path) -> str:
     """Where Ray keeps its checkpoints. Raises `OutputError` if it cannot be written or holds another run."""
-    import pyarrow as pa
-    from pyarrow import fs
-
     storage = spec.storage or str(folder / _RAY)
     try:
         if "://" not in storage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +23,14 @@ class Team:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def hardware(self) -> str:
+        """What the processes compute on, for the card."""
+        if self.device.type == "cuda":
+            return f"{self.world} x {torch.cuda.get_device_name(self.device)}"
+        threads = torch.get_num_threads()
+        return f"CPU ({platform.machine()}), {self.world} process(es) of {threads} thread(s)"
 
     def sum(self, *values: float) -> list[float]:
         """Each value summed over the processes, in float64 (float32 on devices that have no other)."""

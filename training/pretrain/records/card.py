@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,6 @@ from training.pretrain.records.ngram import baselines
 from training.pretrain.records.run_folder import read_metrics
 
 
-def hardware(spec: PretrainSpec) -> str:
-    if spec.workers.gpus and torch.cuda.is_available():
-        return f"{spec.workers.count} x {torch.cuda.get_device_name(0)}"
-    threads = spec.workers.threads or torch.get_num_threads()
-    return f"CPU ({platform.machine()}), {spec.workers.count} process(es) of {threads} thread(s)"
-
-
 def evidence_of(
     spec: PretrainSpec, corpus: Corpus, found: Checkpoint, perplexities: dict[str, Any], folder: Path
 ) -> dict[str, Any]:
@@ -35,7 +27,7 @@ def evidence_of(
         "step": found.step,
         "tokens": int(found.state["tokens"]),
         "training_seconds": round(sum(r["seconds"] for r in rows), 1),
-        "hardware": hardware(spec),
+        "hardware": found.state.get("hardware", "unrecorded hardware"),
         "software": {"torch": torch.__version__, "bioseq": __version__},
         "architecture": found.state["architecture"],
         "parameters": sum(t.numel() for t in found.model().values()),
