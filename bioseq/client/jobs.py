@@ -16,6 +16,7 @@ import contextlib
 import copy
 import hashlib
 import os
+import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -41,8 +42,8 @@ def _at(job_id: str) -> str:
 
 
 async def upload(at: Connection, path: str | Path, *, name: str | None = None) -> dict[str, Any]:
-    """Upload a file; its `id` goes into specs as `file:ID`. `name` keeps the ending (.fasta, .csv.gz ...).
-    Raises `InputError` if it cannot be read."""
+    """Upload a file; its `id` goes into specs as `file:ID`. `name` keeps the ending (.fasta, .csv.gz ...); without
+    one it is the file's, letters that the server does not take made _. Raises `InputError` if it cannot be read."""
     path = Path(path)
 
     def look() -> tuple[str, int]:
@@ -54,7 +55,8 @@ async def upload(at: Connection, path: str | Path, *, name: str | None = None) -
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}.") from error
     headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
-    query = {"name": name or path.name, "sha256": digest}
+    own = re.sub(r"[^A-Za-z0-9._+-]", "_", path.name)[-120:].lstrip("._+-")
+    query = {"name": name or own, "sha256": digest}
     return await ask(at, Call("POST", "/v1/files", query=query, headers=headers, file=path))
 
 

@@ -79,7 +79,7 @@ def test_a_file_is_sent_whole_again_after_a_break(ask, tmp_path, pauses):
     path.write_bytes(b"sequence,target\n" + b"MKT,1\n" * 400_000)  # over two blocks
     server = Server(troubles=[httpx.WriteError("x"), problem(503, "engine.unavailable", "later.")])
     made = ask(server, "upload", path)
-    assert made == {"id": "f0", "name": "table of labels.csv"}
+    assert made == {"id": "f0", "name": "table_of_labels.csv"}
     assert server.files["f0"] == path.read_bytes() and len(pauses) == 2
     with pytest.raises(InputError, match="cannot read"):
         ask(server, "upload", tmp_path / "none.csv")
