@@ -149,7 +149,7 @@ def manifest_from_dict(data: Any, *, where: str = "manifest") -> Manifest:
     return manifest
 
 
-class Head(Protocol):
+class NamesBackbone(Protocol):
     """What names a head's backbone: a manifest, a registry's entry, a loaded head."""
 
     @property
@@ -158,7 +158,7 @@ class Head(Protocol):
     def base_hash(self) -> str | None: ...
 
 
-class Backbone(Protocol):
+class Identity(Protocol):
     """What identifies a backbone: a manifest, a registry's entry, a predictor."""
 
     @property
@@ -167,7 +167,7 @@ class Backbone(Protocol):
     def content_hash(self) -> str: ...
 
 
-def fits(head: Head, backbone: Backbone) -> bool:
+def fits(head: NamesBackbone, backbone: Identity) -> bool:
     """Was the head made for this backbone? By the hash of its weights; by the content hash of its bundle where
     one of the two was written before there was a weights hash."""
     if head.base_weights_hash and backbone.weights_hash:

@@ -49,9 +49,9 @@ def open_store(home: str | Path | None) -> Store:
     home = home if home is not None else os.environ.get("BIOSEQ_HOME") or "~/.local/share/bioseq"
     text = str(home)
     if isinstance(home, Path) or "://" not in text:
-        return LocalStore(Path(home).expanduser())
+        return FolderStore(Path(home).expanduser())
     if text.startswith("file://"):
-        return LocalStore(Path(unquote(urlsplit(text).path)))
+        return FolderStore(Path(unquote(urlsplit(text).path)))
     from pyarrow import ArrowException
     from pyarrow.fs import FileSystem
 
@@ -62,7 +62,7 @@ def open_store(home: str | Path | None) -> Store:
             f"cannot open the registry at {text}: {error}.",
             hint="Give a folder, or a URL such as s3://bucket/folder or gs://bucket/folder.",
         ) from error
-    return RemoteStore(filesystem, root, text)
+    return ObjectStore(filesystem, root, text)
 
 
 @contextlib.contextmanager
@@ -86,7 +86,7 @@ def _placed(target: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-class LocalStore:
+class FolderStore:
     """A folder. The lock is flock on `.lock`: the kernel frees it when its holder dies."""
 
     def __init__(self, root: Path):
@@ -164,7 +164,7 @@ class LocalStore:
         return self._blob(digest)
 
 
-class RemoteStore:
+class ObjectStore:
     """A `pyarrow.fs.FileSystem`; bundles are fetched into a local cache, named by their content hash.
 
     Object storage has no lock of its own. A writer puts a ticket under locks/, lists them, and holds the lock

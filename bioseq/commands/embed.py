@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bioseq.cli import add_engine_options, add_server_options, new_parser, positive_int
-from bioseq.commands.records import Notes, answered
+from bioseq.commands.records import Notes, compute_chunks
 from bioseq.errors import InputError, OutputError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
     )
     if not kind:
         raise OutputError(
-            f"{args.output}: the ending tells no format.",
+            f"{args.output}: the format does not follow from the ending.",
             hint="Use .parquet, .npz or .csv, or pass --format.",
         )
     if args.per_residue and kind == "csv":
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> int:
 
     if args.output == "-":
         if kind != "csv":
-            raise OutputError(f"{kind} is not written to standard output.", hint="Give a file with -o.")
+            raise OutputError(f"{kind} cannot be written to standard output.", hint="Give a file with -o.")
         with whole_stdout() as path:
             _write(args, kind, path)
         return 0
@@ -121,7 +121,7 @@ def _rows(
             long_sequences=args.long_sequences, on_error=on_error,
         )  # fmt: skip
 
-    return answered(
+    return compute_chunks(
         args, counts, "embedding", chunk=args.chunk,
         prepare={
             "embed": EmbedOptions(args.pooling, args.layers, args.per_residue),

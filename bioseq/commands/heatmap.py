@@ -17,7 +17,7 @@ def picture_format(path: str | Path) -> str:
     ending = Path(path).suffix.lower().lstrip(".")
     if ending not in FORMATS:
         raise OutputError(
-            f"{path}: no picture is written as {ending or 'a name without ending'!r}.",
+            f"{path}: a picture cannot be written as {ending or 'a name without ending'!r}.",
             hint="Use .png, .svg or .pdf.",
         )
     return ending

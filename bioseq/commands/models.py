@@ -35,7 +35,7 @@ _EXAMPLES = {
 
 
 def parser() -> argparse.ArgumentParser:
-    p = new_parser("models", "The models that this registry knows.", example=EXAMPLE)
+    p = new_parser("models", "The models in the registry.", example=EXAMPLE)
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     show = add("show", "what a model is: its card")
     show.add_argument("name", metavar="NAME", help="NAME, NAME@V, an alias, or a bundle's folder")
     show.add_argument("--json", action="store_true", help="manifest and evidence as JSON")
-    imported = add("import", "take in a backbone in the Hugging Face ESM-2 layout")
+    imported = add("import", "import a backbone in the Hugging Face ESM-2 layout")
     imported.add_argument("source", metavar="SRC", help="folder with config.json and model.safetensors")
     imported.add_argument("name", metavar="NAME", help="its name in the registry")
     imported.add_argument("--licence", default="unknown", help="the checkpoint's licence, for the card")
@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     )
     alias = add("alias", "point an alias at a version, or move it there")
     alias.add_argument("alias", metavar="NAME", help="the alias")
-    alias.add_argument("target", metavar="NAME@V", help="what it shall mean")
+    alias.add_argument("target", metavar="NAME@V", help="the version to point at")
     return p
 
 

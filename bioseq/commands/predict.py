@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bioseq.cli import add_engine_options, add_server_options, new_parser, positive_int
-from bioseq.commands.records import answered
+from bioseq.commands.records import compute_chunks
 from bioseq.errors import InputError, OutputError, SpecError
 
 CHUNK = 1024  # records read, computed and written at a time
@@ -61,14 +61,14 @@ def main(argv: list[str]) -> int:
     kind = args.format or {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}.get(ending)
     if kind is None:
         raise OutputError(
-            f"{args.output}: the ending tells no format.",
+            f"{args.output}: the format does not follow from the ending.",
             hint="Use .csv, .jsonl or .parquet, or pass --format.",
         )
     from bioseq.output import atomic_file, whole_stdout
 
     if args.output == "-":
         if kind == "parquet":
-            raise OutputError("Parquet is not written to standard output.", hint="Give a file with -o.")
+            raise OutputError("Parquet cannot be written to standard output.", hint="Give a file with -o.")
         with whole_stdout() as path:
             _write(args, kind, path)
         return 0
@@ -101,7 +101,7 @@ def _rows(args: argparse.Namespace, counts: list[int]) -> Iterator[dict[str, Any
     def remote(client: Any, chunk: list[Any], on_error: str) -> list[Any]:
         return client.predict(chunk, **ask, on_error=on_error)
 
-    chunks = answered(
+    chunks = compute_chunks(
         args, counts, "predicting", chunk=CHUNK, prepare=ask, read=lambda a: a.predictions, remote=remote
     )
     for records, _, answers in chunks:

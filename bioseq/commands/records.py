@@ -29,7 +29,7 @@ def open_engine(args: argparse.Namespace) -> Any:
     return load(args.model, dtype=args.dtype, device=args.device, threads=args.threads)
 
 
-def answered(
+def compute_chunks(
     args: argparse.Namespace,
     counts: list[int],
     label: str,

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from bioseq.backbones.pooling import EmbedOptions
-from bioseq.bundles.manifest import Backbone, fits
+from bioseq.bundles.manifest import Identity, fits
 from bioseq.errors import BundleError
 from bioseq.heads import calibration as applied
 from bioseq.heads import features as blocks
@@ -311,7 +311,7 @@ def residue_inputs(features: np.ndarray, sequence: str) -> np.ndarray:
     return np.concatenate([flat_residues(features), letters], axis=1, dtype=np.float32)
 
 
-def check_base(head: Head, backbone: Backbone, backbone_name: str) -> None:
+def check_base(head: Head, backbone: Identity, backbone_name: str) -> None:
     """Raise `BundleError` if a head was made for another backbone."""
     if not fits(head, backbone):
         base = head.base_weights_hash or head.base_hash or "none"

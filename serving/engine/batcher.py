@@ -140,11 +140,6 @@ class Engine:
             self._wake.notify_all()
         return future
 
-    def wait_s(self) -> float:
-        """Predicted seconds before a request that came now would begin."""
-        with self._wake:
-            return self._wait_s(self._clock())
-
     def status(self) -> dict[str, Any]:
         with self._wake:
             return {

@@ -191,11 +191,6 @@ class JobStore:
             if row is not None and row.state in ENDED:
                 session.delete(row)
 
-    def using(self, file_id: str) -> str | None:
-        """An active job that names the file."""
-        with self.database.session() as session:
-            return _using(session, file_id)
-
     def owns_name(self, owner: str, name: str) -> bool:
         """Whether the last job that registered `name` was this owner's."""
         with self.database.session() as session:

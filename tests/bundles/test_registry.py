@@ -20,7 +20,7 @@ from bioseq.backbones.packed.encoder import PackedEncoder
 from bioseq.backbones.storage import save_backbone
 from bioseq.bundles.bundle import write_bundle
 from bioseq.bundles.registry import Registry
-from bioseq.bundles.stores import LocalStore, RemoteStore
+from bioseq.bundles.stores import FolderStore, ObjectStore
 from bioseq.errors import BundleError, NotFoundError, OutputError, RegistryError
 
 HASH = "sha256:" + "0" * 64
@@ -50,7 +50,7 @@ def registry(request, tmp_path, monkeypatch) -> Registry:
     if request.param == "file-url":
         return Registry(f"file://{home}", shipped=NOTHING)
     home.mkdir()
-    return Registry(RemoteStore(SubTreeFileSystem(str(home), LocalFileSystem()), "reg"), shipped=NOTHING)
+    return Registry(ObjectStore(SubTreeFileSystem(str(home), LocalFileSystem()), "reg"), shipped=NOTHING)
 
 
 @pytest.fixture
@@ -276,7 +276,7 @@ def test_a_kill_during_register_leaves_a_readable_registry(local, tmp_path, dela
 
 def test_a_kill_between_copy_and_index_wastes_nothing(local, tmp_path, monkeypatch):
     made = backbone(tmp_path / "a")
-    monkeypatch.setattr(LocalStore, "write", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(FolderStore, "write", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         local.register(made)
     assert local.entries() == []
@@ -286,7 +286,7 @@ def test_a_kill_between_copy_and_index_wastes_nothing(local, tmp_path, monkeypat
 
 def test_content_removed_while_it_is_registered_is_copied_again(local, tmp_path, monkeypatch):
     made = backbone(tmp_path / "a")
-    put, calls = LocalStore.put_blob, []
+    put, calls = FolderStore.put_blob, []
 
     def put_then_lose(self, digest, folder):
         put(self, digest, folder)
@@ -294,7 +294,7 @@ def test_content_removed_while_it_is_registered_is_copied_again(local, tmp_path,
         if len(calls) == 1:
             self.drop_blob(digest)  # what a concurrent remove of the last version does
 
-    monkeypatch.setattr(LocalStore, "put_blob", put_then_lose)
+    monkeypatch.setattr(FolderStore, "put_blob", put_then_lose)
     assert local.register(made).ref == "tiny@1" and len(calls) == 2
     local.resolve("tiny@1")
 
@@ -400,7 +400,7 @@ def test_shipped_bundles_are_there_and_read_only(tmp_path):
 def remote(tmp_path, cache: str = "cache") -> Registry:
     (tmp_path / "bucket").mkdir(exist_ok=True)
     filesystem = SubTreeFileSystem(str(tmp_path / "bucket"), LocalFileSystem())
-    return Registry(RemoteStore(filesystem, "reg", cache=tmp_path / cache), shipped=NOTHING)
+    return Registry(ObjectStore(filesystem, "reg", cache=tmp_path / cache), shipped=NOTHING)
 
 
 def test_a_remote_bundle_is_fetched_once_and_verified(tmp_path):
@@ -450,11 +450,11 @@ def test_a_remote_lock_left_by_a_dead_writer_expires(tmp_path, monkeypatch):
 def test_pyarrow_urls(tmp_path, monkeypatch):
     monkeypatch.setenv("BIOSEQ_CACHE", str(tmp_path / "cache"))
     filesystem, root = FileSystem.from_uri("mock:///registry")
-    store = RemoteStore(filesystem, root, "mock:///registry")
+    store = ObjectStore(filesystem, root, "mock:///registry")
     registry = Registry(store, shipped=NOTHING)
     entry = registry.register(backbone(tmp_path / "a"))
     assert entry.path.startswith("mock:///registry/blobs/")
     assert registry.resolve("tiny@1").card() == "# Card 0\n"
-    assert isinstance(Registry("mock:///other", shipped=NOTHING).store, RemoteStore)
+    assert isinstance(Registry("mock:///other", shipped=NOTHING).store, ObjectStore)
     with pytest.raises(RegistryError, match="cannot open the registry at gopher"):
         Registry("gopher://x/y")

@@ -233,7 +233,7 @@ def test_wait_is_predicted_and_bounded():
         fake.gate.clear()
         first = asyncio.create_task(engine.submit(fake, [Job(1, 100)]))
         await entered(fake, 2)
-        assert engine.wait_s() == pytest.approx(1.0)
+        assert engine.status()["wait_s"] == pytest.approx(1.0)
         tasks = [asyncio.create_task(engine.submit(fake, [Job(i, 100)])) for i in range(2, 4)]
         await asyncio.sleep(0.02)
         with pytest.raises(Overloaded):
