@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bioseq.errors import SpecError
+from bioseq.specs.reading import read_file
 
 KINDS = {
     "pretrain": ("corpus",),
@@ -39,13 +38,7 @@ def read_job(path: str | Path, kind: str | None = None) -> dict[str, Any]:
     """A job file: a spec (TOML or JSON) with `kind`, and for pretrain `recipe` and a table `prepare`, beside its
     fields. Returns the arguments of `submit`. Paths in it are relative to the file. Raises `SpecError`."""
     path = Path(path)
-    try:
-        text = path.read_text("utf-8")
-        data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except OSError as error:
-        raise SpecError(f"cannot read {path}: {error.strerror}.") from error
-    except ValueError as error:
-        raise SpecError(f"{path} cannot be parsed: {error}.") from error
+    data = read_file(path)
     if not isinstance(data, dict):
         raise SpecError(f"{path} is not a table.")
     named = data.pop("kind", None)

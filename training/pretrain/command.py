@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tomllib
-from pathlib import Path
 from typing import Any
 
 from bioseq.cli import new_parser
 from bioseq.errors import SpecError
 from bioseq.specs.pretrain import PretrainSpec
+from bioseq.specs.reading import read_file
 
 EXAMPLE = """bioseq pretrain prepare proteins.txt.xz --clusters proteins.clusters.xz --valid remote=remote.fasta.gz -o corpus/
   bioseq pretrain run protein_tiny --corpus corpus/ -o run/
@@ -176,12 +175,7 @@ def spec_of(args: argparse.Namespace) -> PretrainSpec:
     spec = PretrainSpec.load(args.spec) if args.spec else recipe(args.recipe)
     settings: dict[str, Any] = {}
     if args.config:
-        try:
-            settings |= _dotted(tomllib.loads(Path(args.config).read_text("utf-8")))
-        except OSError as error:
-            raise SpecError(f"cannot read {args.config}: {error.strerror}.", field="--config") from error
-        except ValueError as error:
-            raise SpecError(f"{args.config} is not valid TOML: {error}.", field="--config") from error
+        settings |= _dotted(read_file(args.config))
     settings |= _pairs(args.set, "--set")
     for name in ("corpus", "output", "init", "engine", "address", "storage", "register"):
         if getattr(args, name) is not None:

@@ -1,40 +1,30 @@
 """Per-residue labels: FASTA of states, and of a mask, joined to the sequences by id (FLIP's form).
 
-Every fault is a `TableError` with the one-based records of the sequence file.
+A fault of the labels is a `TableError` with the one-based records of the sequence file, one of a file a `FastaError`.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from bioseq.errors import TableError
 from bioseq.sequences.alphabet import Alphabet, protein
+from bioseq.sequences.fasta import Record, read_fasta
 from training.tables.labels import (
     Labels,
     clean_sequences,
     fail,
     file_hash,
     merge_duplicates,
-    read_bytes,
     read_parts,
 )
 
 
-def _fasta(path: str | Path) -> Iterator[tuple[str, str]]:
-    from Bio.SeqIO.FastaIO import SimpleFastaParser
-
-    data = read_bytes(Path(path))
-    if not data.lstrip().startswith(b">"):
-        raise TableError(f"{path} is no FASTA file: its first line does not begin with '>'.")
-    yield from SimpleFastaParser(io.StringIO(data.decode("utf-8", "replace")))
-
-
-def _by_id(path: str | Path, ids: Sequence[str], what: str) -> list[tuple[str, str]]:
-    found = {h.split()[0] if h.split() else "": (h, s) for h, s in _fasta(path)}
+def _by_id(path: str | Path, ids: Sequence[str], what: str) -> list[Record]:
+    found = {record.id: record for record in read_fasta(path, allow_empty=True)}
     fail(
         f"{what} {path} lacks records of the sequence file",
         [i for i, n in enumerate(ids, 1) if n not in found],
@@ -51,27 +41,28 @@ def read_residues(
     alphabet: Alphabet | None = None,
 ) -> Labels:
     """Per-residue labels from three FASTA files joined by id; rows are records of the sequence file."""
-    records = list(_fasta(path))
-    ids = [h.split()[0] if h.split() else f"record{i}" for i, (h, _) in enumerate(records, 1)]
+    records = list(read_fasta(path, allow_empty=True))
+    ids = [record.id or f"record{i}" for i, record in enumerate(records, 1)]
     fail(
         "the same id twice",
         [i for i, n in enumerate(ids, 1) if ids.index(n) != i - 1] if len(set(ids)) < len(ids) else [],
     )
-    sequences = clean_sequences([s for _, s in records], alphabet or protein(), max_residues)
+    sequences = clean_sequences([record.sequence for record in records], alphabet or protein(), max_residues)
     marked = _by_id(labels_path, ids, "the label file")
+    states = [record.sequence for record in marked]
     fail(
         "residue labels do not match the sequence's length",
-        [i for i, (s, (_, t)) in enumerate(zip(sequences, marked), 1) if len(s) != len(t)],
+        [i for i, (s, t) in enumerate(zip(sequences, states), 1) if len(s) != len(t)],
     )
-    classes = tuple(sorted(set("".join(t for _, t in marked))))
+    classes = tuple(sorted(set("".join(states))))
     if len(classes) < 2:
         raise TableError("the residue labels have one class only: nothing can be learnt.")
     table = np.full(256, -1, dtype=np.int64)
     for i, letter in enumerate(classes):
         table[ord(letter) & 255] = i
-    residues = [table[np.frombuffer(t.encode("latin-1", "replace"), np.uint8)] for _, t in marked]
+    residues = [table[np.frombuffer(t.encode("latin-1", "replace"), np.uint8)] for t in states]
     if mask_path is not None:
-        masks = [m for _, m in _by_id(mask_path, ids, "the mask file")]
+        masks = [record.sequence for record in _by_id(mask_path, ids, "the mask file")]
         fail(
             "the mask does not match the sequence's length",
             [i for i, (s, m) in enumerate(zip(sequences, masks), 1) if len(s) != len(m)],
@@ -80,7 +71,7 @@ def read_residues(
         residues = [
             np.where(np.frombuffer(m.encode(), np.uint8) == ord("1"), r, -1) for m, r in zip(masks, residues)
         ]
-    words = [dict(w.split("=", 1) for w in h.split()[1:] if "=" in w) for h, _ in marked]
+    words = [dict(w.split("=", 1) for w in r.description.split() if "=" in w) for r in marked]
     words = [{k.lower(): v for k, v in w.items()} for w in words]
     sets = [w.get("set", "") for w in words]
     labels = Labels(
