@@ -176,7 +176,7 @@ class ResourceError(BioseqError):
 
 
 class ServiceError(BioseqError):
-    """A remote bioseq said no. `status` is the HTTP status, `retry_after` in seconds if it named one."""
+    """A remote service refused or failed. `status` is the HTTP status, `retry_after` the seconds it asked to wait."""
 
     code = "service.error"
 

@@ -33,6 +33,13 @@ def test_links_lead_somewhere(document: Path) -> None:
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
+@pytest.mark.parametrize("document", documents(), ids=lambda p: p.name)
+def test_named_source_files_exist(document: Path) -> None:
+    files = [f"/{p.relative_to(ROOT)}" for p in ROOT.glob("[a-z]*/**/*.py")]
+    for name in re.findall(r"`([\w/]+\.py)`", document.read_text()):
+        assert any(file.endswith(f"/{name}") for file in files), f"{document.name}: {name}"
+
+
 def test_readme_commands_are_real(tmp_path: Path) -> None:
     """Every `bioseq` line of the README parses: its files exist and its options are known."""
     from bioseq.cli import CORE, EXTRAS
