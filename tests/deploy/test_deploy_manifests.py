@@ -199,7 +199,7 @@ def test_the_autoscaling_that_build_makes_is_accepted_by_serve():
     from serving.cluster.deployment import build
 
     args = yaml.safe_load(everything("RayService")[0]["spec"]["serveConfigV2"])["applications"][0]["args"]
-    app = build(Settings.from_dict(args | {"database": "sqlite://"}))
+    app = build(args | {"database": "sqlite://"})
     assert app is not None
 
 
