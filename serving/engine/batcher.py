@@ -70,6 +70,7 @@ class Engine:
         self._queued_tokens = 0
         self._running: dict[int, tuple[float, int]] = {}
         self._active = 0
+        self._exclusive = False  # a lane makes calls: no other may begin a batch
         self._rates = Rates()
         self._stopping = False
         self._calls: deque[tuple[Callable[[], Any], concurrent.futures.Future]] = deque()
@@ -108,6 +109,7 @@ class Engine:
                 loop=loop,
                 future=loop.create_future(),
                 total_tokens=total,
+                queued_tokens=total,
                 first_tokens=first,
                 spread=spread,
                 patience=self._patience(first * rate + (total - first) * spread),
@@ -230,6 +232,8 @@ class Engine:
                 continue
             batch.append(item)
             room -= item.tokens
+            ticket.queued_tokens -= item.tokens
+            self._queued_tokens -= item.tokens
             if not ticket.begun:
                 ticket.begun = True
                 self.observer.waited(now - ticket.arrived)
@@ -237,7 +241,6 @@ class Engine:
                 break
         for item in passed:
             heapq.heappush(self._heap, item)
-        self._queued_tokens -= sum(item.tokens for item in batch)
         return batch
 
     def _too_late(self, ticket: Ticket, now: float) -> bool:
@@ -254,12 +257,14 @@ class Engine:
         ticket.cancelled = True
         if ticket in self._tickets:
             self._tickets.discard(ticket)
-            left = [item for item in self._heap if item.ticket is ticket]
-            self._queued_tokens -= sum(item.tokens for item in left)
-            if left:
-                self._heap = [item for item in self._heap if item.ticket is not ticket]
+            # Its tokens are counted by the ticket: some of its items may be in the hands of `_seal`.
+            self._queued_tokens -= ticket.queued_tokens
+            ticket.queued_tokens = 0
+            before = len(self._heap)
+            self._heap = [item for item in self._heap if item.ticket is not ticket]
+            if len(self._heap) < before:
                 heapq.heapify(self._heap)
-                self.observer.dropped(len(left))
+                self.observer.dropped(before - len(self._heap))
 
     def _cancel(self, ticket: Ticket) -> None:
         with self._wake:
@@ -293,10 +298,11 @@ class Engine:
             while not batch and not calls:
                 if self._stopping:
                     return False
-                if self._calls:
+                if self._calls or self._exclusive:
                     # Nothing new is begun until the running batches end and the calls have been made.
                     if self._active == 0:
                         calls, self._calls = self._calls, calls
+                        self._exclusive = True
                         continue
                 elif self._heap:
                     batch = self._seal()
@@ -311,6 +317,7 @@ class Engine:
                 _fulfil(*calls.popleft())
             with self._wake:
                 self._active -= 1
+                self._exclusive = False
                 self._wake.notify_all()
             return True
         self._work(lane, batch, tokens)

@@ -66,12 +66,13 @@ class Silent:
 @dataclass(eq=False)
 class Ticket:
     """One call of `submit`. `first_tokens` are due on arrival, the others one after another, `spread` seconds a
-    token. `patience`: seconds that it may wait for its first batch."""
+    token. `queued_tokens` are not in a batch yet. `patience`: seconds that it may wait for its first batch."""
 
     arrived: float
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future
     total_tokens: int
+    queued_tokens: int
     first_tokens: int
     spread: float
     patience: float

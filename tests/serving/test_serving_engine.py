@@ -390,3 +390,46 @@ def test_random_storm_of_cancellations_loses_nothing():
         assert (status["queued_tokens"], status["queued_requests"]) == (0, 0)
 
     go(scenario, lanes=2)
+
+
+def test_no_lane_begins_a_batch_while_a_call_changes_the_model():
+    """A head whose adapter is being loaded must not be answered without it."""
+    fake = Fake(100)
+    calling, end = threading.Event(), threading.Event()
+
+    def change() -> list[list[int]]:
+        calling.set()
+        assert end.wait(30)
+        return list(fake.batches)
+
+    async def scenario(engine):
+        called = asyncio.wrap_future(engine.call(change))
+        assert await asyncio.to_thread(calling.wait, 30)
+        answers = [asyncio.create_task(engine.submit(fake, [Job(i, 10)])) for i in range(4)]
+        await asyncio.sleep(0.2)  # time for a free lane to begin them
+        end.set()
+        assert await called == []
+        assert [await a for a in answers] == [[i * 10] for i in range(4)]
+
+    go(scenario, lanes=3)
+
+
+def test_what_is_shed_leaves_nothing_in_the_count_of_queued_tokens():
+    fake, now = Fake(100), [0.0]
+
+    async def scenario(engine):
+        fake.gate.clear()
+        first = asyncio.create_task(engine.submit(fake, [Job(0, 100)]))
+        await entered(fake)
+        late = [asyncio.create_task(engine.submit(fake, [Job(i, 900), Job(i + 10, 900)])) for i in range(1, 6)]
+        await asyncio.sleep(0.05)
+        now[0] = 1000.0
+        fake.gate.set()
+        await first
+        refused = await asyncio.gather(*late, return_exceptions=True)
+        assert all(isinstance(r, Overloaded) for r in refused)
+        assert engine.status()["queued_tokens"] == 0
+        await engine.submit(fake, [Job(50, 100)])
+        assert engine.status()["queued_tokens"] == 0
+
+    go(scenario, max_queue_s=10.0, clock=lambda: now[0], stuck_s=1e9)
