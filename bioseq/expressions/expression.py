@@ -26,12 +26,15 @@ from bioseq.errors import ExpressionError
 Kind = Literal["number", "text", "truth", "opaque"]
 
 MAX_CHARACTERS = 4000
+MAX_DEPTH = 250  # expressions within expressions
+# An operand stands once in what it becomes: nested calls would double the SQL at each level otherwise. Where an operand
+# is undefined (NULL) so is the result, which least() and greatest() would pass over.
 _FUNCTIONS = {
-    "abs": (1, 1, "abs({0})"),
-    "min": (2, 8, "least({all})"),
-    "max": (2, 8, "greatest({all})"),
-    "log": (1, 1, "CASE WHEN {0} > 0 THEN ln({0}) END"),
-    "sqrt": (1, 1, "CASE WHEN {0} >= 0 THEN sqrt({0}) END"),
+    "abs": (1, 1, "abs({all})"),
+    "min": (2, 8, "list_reduce([{all}], lambda x, y: CASE WHEN x <= y THEN x WHEN x > y THEN y END)"),
+    "max": (2, 8, "list_reduce([{all}], lambda x, y: CASE WHEN x >= y THEN x WHEN x < y THEN y END)"),
+    "log": (1, 1, "ln(nullif(greatest({all}, 0), 0))"),
+    "sqrt": (1, 1, "sqrt(nullif(greatest({all}, -5e-324), -5e-324))"),  # the negative number next to 0
 }
 
 
@@ -61,6 +64,7 @@ class _Compiler:
         self.text, self.columns = text, columns
         self.short = short_names(columns, heads)
         self.used: list[str] = []
+        self.depth = 0
 
     def fail(self, message: str, at: Tree | Token, hint: str | None = None) -> ExpressionError:
         column = getattr(at, "column", None) or getattr(getattr(at, "meta", None), "column", None) or 1
@@ -97,6 +101,14 @@ class _Compiler:
         return sql
 
     def visit(self, node: Tree) -> tuple[Kind, str]:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise _error(self.text, f"nested too deeply; the limit is {MAX_DEPTH}.", 1)
+        found = self.compiled(node)
+        self.depth -= 1
+        return found
+
+    def compiled(self, node: Tree) -> tuple[Kind, str]:
         parts = node.children
         match node.data:
             case "number":
@@ -122,7 +134,7 @@ class _Compiler:
             case "mul":
                 a_sql, b_sql = self.want(parts[0], "number"), self.want(parts[2], "number")
                 if parts[1] == "/":
-                    return "number", f"(CASE WHEN {b_sql} <> 0 THEN {a_sql} / {b_sql} END)"
+                    return "number", f"({a_sql} / nullif({b_sql}, 0))"
                 return "number", f"({a_sql} * {b_sql})"
             case "call":
                 return self.call(node)
@@ -140,11 +152,7 @@ class _Compiler:
             wanted = str(low) if low == high else f"{low} to {high}"
             raise self.fail(f"{name} takes {wanted} values, not {len(arguments)}.", name)
         sql = [self.want(a, "number") for a in arguments]
-        if "{all}" in template:
-            # least and greatest pass over NULL; an undefined operand must make the result undefined
-            defined = " AND ".join(f"{s} IS NOT NULL" for s in sql)
-            return "number", f"(CASE WHEN {defined} THEN {template.format(all=', '.join(sql))} END)"
-        return "number", f"({template.format(*sql)})"
+        return "number", template.format(all=", ".join(sql))
 
     def compare(self, node: Tree) -> tuple[Kind, str]:
         left, op, right = node.children

@@ -55,6 +55,7 @@ def value(text: str, kind: str = "truth"):
         ("length / `cell wall` > 0 or length / `cell wall` <= 0", False),  # a division by zero is undefined
         ("min(length, gb1.value) == -2 and max(1, 2, 3) == 3", True),
         ("max(1, gb1.ood_percentile) > 0", False),  # undefined in, undefined out
+        ("max(gb1.ood_percentile, 1) > 0 or min(1, 2, gb1.ood_percentile) < 3", False),
     ],
 )
 def test_filters(text, wanted):
@@ -72,6 +73,10 @@ def test_filters(text, wanted):
         ("log(gb1.value)", None),
         ("sqrt(-1)", None),
         ("log(0)", None),
+        ("sqrt(0)", 0.0),
+        ("sqrt(-1e-300)", None),
+        ("length / (length - 10)", None),
+        ("min(min(3, 2), max(1, min(5, 4)))", 2.0),
     ],
 )
 def test_arithmetic(text, wanted):
@@ -118,3 +123,14 @@ def test_any_text_is_an_error_or_sql_that_runs(text):
         value(text)
     except ExpressionError as error:
         assert error.column is not None and error.column >= 1
+
+
+@pytest.mark.parametrize("call", ["sqrt({})", "log({})", "abs({})", "min(1, {})", "max({}, 2)", "(1 / {})"])
+def test_nested_calls_do_not_multiply(call):
+    """Each operand is written once: what compiles stays about as long as the text."""
+    text = "length"
+    for _ in range(16):
+        text = call.format(text)
+    sql, _ = compile_expression(text, COLUMNS, heads=HEADS, kind="number")
+    assert len(sql) < 100 * len(text)
+    value(text, "number")
