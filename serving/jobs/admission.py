@@ -12,13 +12,13 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from bioseq.bundles.manifest import check_name
-from bioseq.errors import NotFoundError, SpecError
+from bioseq.errors import BundleError, NotFoundError, SpecError
 from bioseq.specs.base import Spec
 from bioseq.specs.finetune import FinetuneSpec
 from bioseq.specs.pretrain import PretrainSpec
@@ -101,7 +101,56 @@ def admit(
     recipe_name: str | None = None,
     prepare: dict[str, Any] | None = None,
 ) -> Admitted:
-    """Raises `SpecError` with the field, `NotFoundError`, `Problem` 404."""
+    """Raises `SpecError` with the field, `NotFoundError`, `Problem` 404. No message repeats what was sent: it may be
+    a sequence."""
+    try:
+        return _admit(kind, given, context, name, recipe_name, prepare)
+    except SpecError as error:
+        raise _without_values(error, [given, prepare, recipe_name]) from None
+
+
+def _without_values(error: SpecError, given: Any) -> SpecError:
+    """The error with every text that the client sent taken out of it."""
+
+    def texts(value: Any) -> Iterator[str]:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            for k, v in value.items():
+                yield k
+                yield from texts(v)
+        elif isinstance(value, list | tuple):
+            for v in value:
+                yield from texts(v)
+
+    field = error.field or ""
+    message = error.message.removeprefix(f"{field}: ")
+    for text in sorted(set(texts(given)), key=len, reverse=True):
+        message = message.replace(repr(text), "a text")
+        if text and message.startswith("unknown key") and field.endswith(text):
+            field = field.removesuffix(text) + "(unknown)"
+            break
+    return SpecError(message, field=field or None, hint=error.hint)
+
+
+def _name(value: str | None, field: str) -> str | None:
+    """A name that becomes part of a path or of a cluster resource. Raises `SpecError`."""
+    if value is None:
+        return None
+    try:
+        return check_name(value)
+    except BundleError as error:
+        raise SpecError("the name is not allowed.", field=field, hint=error.hint) from None
+
+
+def _admit(
+    kind: str,
+    given: dict[str, Any],
+    context: Context,
+    name: str | None,
+    recipe_name: str | None,
+    prepare: dict[str, Any] | None,
+) -> Admitted:
     if recipe_name is not None:
         if kind != "pretrain":
             raise SpecError("only pretrain jobs have recipes.", field="recipe")
@@ -122,8 +171,7 @@ def admit(
 
     admitted = {"pretrain": _pretrain, "finetune": _finetune, "screen": _screen}[kind](spec, context, take)
     register, accept_weak = admitted.pop("register", None), bool(admitted.pop("accept_weak", False))
-    if register is not None:
-        register = check_name(register)
+    register = _name(register, "register")
     if kind == "finetune":
         admitted["name"] = admitted["name"] or register or "head"
     if kind == "pretrain":
@@ -185,6 +233,7 @@ Take = Callable[[str, str], str]
 def _pretrain(spec: Any, context: Context, take: Take) -> dict[str, Any]:
     assert isinstance(spec, PretrainSpec)
     data = spec.to_dict()
+    _name(spec.name, "name")
     if not spec.corpus:
         raise SpecError("missing.", field="corpus", hint="Upload sequences, then corpus = 'file:ID'.")
     data["corpus"] = take(spec.corpus, "corpus")
@@ -216,8 +265,7 @@ def _finetune(spec: Any, context: Context, take: Take) -> dict[str, Any]:
     if spec.wild_type is not None and not _WILD_TYPE.fullmatch(spec.wild_type):
         data["wild_type"] = take(spec.wild_type, "wild_type")
     data["base"] = _backbone(spec.base, "base", context)
-    if spec.name is not None:
-        check_name(spec.name)
+    _name(spec.name, "name")
     _bounded(spec.workers, context.max_workers, "workers")
     return data
 
