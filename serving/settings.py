@@ -50,7 +50,9 @@ class Settings:
     max_heads: int = 64
     max_items: int = 10_000
     max_body_bytes: int = 64 * MIB
+    max_held_bytes: int = 1024 * MIB  # of the bodies of all requests in flight, in one ingress
     max_variants: int = 10_000
+    max_variant_bytes: int = 4 * MIB
     max_request_tokens: int = 20_000_000
     max_upload_bytes: int = 16 * 1024 * MIB
     max_queue_s: float = 30.0
@@ -91,7 +93,14 @@ class Settings:
     jobs_lease_s: float = 15.0
 
     def __post_init__(self) -> None:
-        for name in ("max_items", "max_body_bytes", "chunk_tokens", "parallel_chunks", "engine_replicas"):
+        for name in (
+            "max_items",
+            "max_body_bytes",
+            "max_held_bytes",
+            "chunk_tokens",
+            "parallel_chunks",
+            "engine_replicas",
+        ):
             if getattr(self, name) < 1:
                 raise SpecError(f"{getattr(self, name)} is below 1.", field=name)
         for name in ("max_queue_s", "body_s", "request_s", "poll_s"):

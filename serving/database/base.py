@@ -9,11 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import DateTime, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.types import TypeDecorator
 
-from bioseq.errors import ResourceError
+from bioseq.errors import ResourceError, ServiceError
+
+
+class DatabaseUnavailable(ServiceError):
+    """The database does not answer."""
+
+    def __init__(self, kind: str):
+        super().__init__(
+            f"the database does not answer ({kind}).",
+            status=503, code="database.unavailable", retry_after=5, hint="Try again in a moment.",
+        )  # fmt: skip
+
 
 _LOCK = 0x62696F736571  # "bioseq": the advisory lock under which PostgreSQL is migrated
 
@@ -52,7 +64,11 @@ class Database:
         if parsed.drivername in ("postgresql", "postgres"):
             parsed = parsed.set(drivername="postgresql+psycopg")
         self.url = parsed.render_as_string(hide_password=False)
-        options: dict[str, Any] = {"pool_pre_ping": True}
+        options: dict[str, Any] = {
+            "pool_pre_ping": True,
+            "pool_timeout": 10,
+            "connect_args": {"connect_timeout": 5, "options": "-c statement_timeout=30000"},
+        }
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         if self.is_sqlite:
             options = {"connect_args": {"check_same_thread": False, "timeout": 30}}
@@ -66,15 +82,17 @@ class Database:
 
     @contextlib.contextmanager
     def session(self) -> Iterator[Session]:
-        """A transaction: committed at the end, rolled back on any error. An unreachable database is a
-        `ResourceError`."""
+        """A transaction: committed at the end, rolled back on any error. Raises `DatabaseUnavailable`, which names no
+        host, and `ResourceError` for what the database refuses."""
         try:
             with self._sessions.begin() as session:
                 yield session
+        except (OperationalError, InterfaceError, PoolTimeout) as error:
+            raise DatabaseUnavailable(type(error).__name__) from error
         except SQLAlchemyError as error:
             raise ResourceError(
-                f"the database {shown(self.url)} failed: {type(error).__name__}.",
-                hint="Check that it can be reached and written.",
+                f"the database refused a statement: {type(error).__name__}.",
+                hint="Check that this version of bioseq fits its tables.",
             ) from error
 
     def upgrade(self) -> None:

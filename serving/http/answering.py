@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from fastapi import Request
 from starlette.responses import Response, StreamingResponse
 
+from bioseq.errors import ServiceError
 from serving.database.keys import KeyInfo
 from serving.engine.asks import Ask, Reply
 from serving.http.checks import Checked, checked, slices
@@ -64,7 +65,7 @@ async def answer(request: Request, key: KeyInfo, order: Order) -> Response:
     target = await find(service, order.model, order.heads)
     order.check(target, service)
     cost = order.cost(target, await checked(target.shape, order.sequences, order.long_sequences))
-    await _charge(request, key, target, order.items(), sum(cost.tokens))
+    minute = await _charge(request, key, target, order.items(), sum(cost.tokens))
     a_sequence, a_residue = order.answer_bytes(target)
     settings = service.settings
     sizes = [a_sequence + a_residue * n for n in cost.residues]
@@ -73,7 +74,12 @@ async def answer(request: Request, key: KeyInfo, order: Order) -> Response:
     first, *later = [
         replace(ask, sequences=ask.sequences[cut], offset=cut.start, admitted=cut.start > 0) for cut in cuts
     ]
-    reply = await _reply(request, first)
+    try:
+        reply = await _reply(request, first)
+    except ServiceError as error:
+        if error.status in (429, 503):  # nothing was computed: the next try must not pay again
+            await service.authorizer.refund(key, minute, sum(cost.tokens))
+        raise
     writer = order.writer(target, cost)
     headers = {"X-Model": target.model.exact}
     usage = {"items": order.items(), "tokens": sum(cost.tokens)}
@@ -84,8 +90,8 @@ async def answer(request: Request, key: KeyInfo, order: Order) -> Response:
     return StreamingResponse(pieces, media_type=writer.media, headers=headers)
 
 
-async def _charge(request: Request, key: KeyInfo, target: Target, items: int, tokens: int) -> None:
-    """Refuse what is too much for one request, count the rest. Raises `Problem` 413 and 429."""
+async def _charge(request: Request, key: KeyInfo, target: Target, items: int, tokens: int) -> int:
+    """Refuse what is too much for one request, count the rest; the minute that it was counted in. Raises `Problem` 413 and 429."""
     service = service_of(request)
     limit = service.settings.max_request_tokens
     if tokens > limit:
@@ -94,7 +100,7 @@ async def _charge(request: Request, key: KeyInfo, target: Target, items: int, to
             f"the request costs {tokens} tokens; the limit is {limit}. Send several requests, or a screen job.",
             given=tokens, limit=limit,
         )  # fmt: skip
-    await service.authorizer.spend(key, tokens)
+    minute = await service.authorizer.spend(key, tokens)
     route = getattr(request.scope.get("route"), "path", "other")
     service.metrics.items.labels(route, target.model.name).inc(items)
     service.metrics.tokens.labels(route, target.model.name).inc(tokens)
@@ -107,6 +113,7 @@ async def _charge(request: Request, key: KeyInfo, target: Target, items: int, to
         "tokens": tokens,
         "engine_ms": 0.0,
     }
+    return minute
 
 
 async def _reply(request: Request, ask: Ask) -> Reply:

@@ -1,9 +1,9 @@
 """Who asks: API keys, scopes, limits.
 
-Keys are asked for as soon as one was ever made (also if it is revoked by now), and always off loopback unless
-the service was started with --insecure. Where they are off, any Authorization header is ignored and the
-caller is `anonymous`, with every scope. A looked-up key is remembered for two seconds: that is how long a
-revoked one may still work.
+A key is needed as soon as one was ever made (also if it is revoked by now), and always by a caller whose socket is not
+on loopback, unless the service was started with --insecure. Otherwise any Authorization header is ignored and the
+caller is `anonymous`, with every scope. A looked-up key is remembered for two seconds: that is how long a revoked one
+may still work. While the database is away, keys that were seen in the last minute go on working.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.datastructures import Headers
+from starlette.types import Scope
 
+from serving.database.base import DatabaseUnavailable
 from serving.database.keys import ANONYMOUS, KeyInfo, Keys
 from serving.problems import Problem
 from serving.settings import Settings
 
 REMEMBER_S = 2.0
+STALE_S = 60.0  # how long a key is trusted when the database does not answer
 _bearer = HTTPBearer(auto_error=False, description="An API key: `bioseq keys create NAME`.")
 
 
@@ -35,9 +39,9 @@ class Authorizer:
         self._asked: tuple[float, bool] = (0.0, True)
         self._unwritten: dict[tuple[str, int], tuple[int, int]] = {}
 
-    async def required(self) -> bool:
-        """Whether keys are asked for now."""
-        if not self.settings.on_loopback and not self.settings.insecure:
+    async def required(self, scope: Scope) -> bool:
+        """Whether this request needs a key."""
+        if not self.settings.insecure and not (self.settings.on_loopback and from_loopback(scope)):
             return True
         until, asked = self._asked
         if time.monotonic() >= until:
@@ -45,15 +49,28 @@ class Authorizer:
             self._asked = (time.monotonic() + REMEMBER_S, asked)
         return asked
 
-    async def identify(self, credentials: str | None) -> KeyInfo:
-        """Raises `Problem` 401."""
-        if not await self.required():
+    async def identify(self, scope: Scope) -> KeyInfo:
+        """The caller's key. Raises `Problem` 401 and 403."""
+        headers = Headers(scope=scope)
+        if not await self.required(scope):
+            if not self.settings.insecure and not own_name(headers.get("host", "")):
+                raise Problem(
+                    403, "auth.forbidden",
+                    "without API keys the service answers under this machine's own name only. "
+                    "Ask http://127.0.0.1, or make a key: bioseq keys create NAME.",
+                )  # fmt: skip
             return ANONYMOUS
-        if not credentials:
+        scheme, _, credentials = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not credentials:
             raise Problem(401, "auth.unauthenticated", "no API key. Send it as: Authorization: Bearer KEY.")
         until, key = self._known.get(credentials, (0.0, None))
         if time.monotonic() >= until:
-            key = await asyncio.to_thread(self.keys.check, credentials)
+            try:
+                key = await asyncio.to_thread(self.keys.check, credentials)
+            except DatabaseUnavailable:
+                if key is None or time.monotonic() > until + STALE_S:
+                    raise
+                return key
             if len(self._known) > 10_000:
                 self._known.clear()
             self._known[credentials] = (time.monotonic() + REMEMBER_S, key)
@@ -61,16 +78,17 @@ class Authorizer:
             raise Problem(401, "auth.unauthenticated", "the API key is unknown, expired or revoked.")
         return key
 
-    async def spend(self, key: KeyInfo, tokens: int) -> None:
-        """Count one request. Raises `Problem` 429 quota.exceeded with the seconds to the next minute."""
+    async def spend(self, key: KeyInfo, tokens: int) -> int:
+        """Count one request; the minute that it was counted in. Raises `Problem` 429 quota.exceeded with the seconds to
+        the next minute."""
         if key is ANONYMOUS:
-            return
+            return 0
         now = self._clock()
         minute = int(now // 60)
         if key.requests_per_minute is None and key.tokens_per_minute is None:
             requests, before = self._unwritten.get((key.id, minute), (0, 0))
             self._unwritten[key.id, minute] = (requests + 1, before + tokens)
-            return
+            return minute
         if key.tokens_per_minute is not None and tokens > key.tokens_per_minute:
             raise Problem(
                 413, "request.too_large",
@@ -86,6 +104,12 @@ class Authorizer:
                 f"this key may use {limit} {passed} a minute. Try again in the next minute.",
                 limit=limit, retry_after=60 - now % 60,
             )  # fmt: skip
+        return minute
+
+    async def refund(self, key: KeyInfo, minute: int, tokens: int) -> None:
+        """Give the tokens of a request back that was refused after it was counted."""
+        if key is not ANONYMOUS:
+            await asyncio.to_thread(self.keys.add_usage, {(key.id, minute): (0, -tokens)})
 
     def flush(self) -> None:
         """Write what was counted in memory. Blocks on the database."""
@@ -100,38 +124,38 @@ class Authorizer:
 
 
 def own_name(host: str) -> bool:
-    """Whether a Host header may name this machine: an address, or a name without a dot. A web page whose DNS
-    name is pointed at 127.0.0.1 (rebinding) sends its own, dotted name."""
+    """Whether a Host header may name this machine: an address of loopback, or a name without a dot. A web page whose
+    DNS name is pointed at 127.0.0.1 (rebinding) sends its own, dotted name."""
     name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
     if "." not in name or name.endswith(".localhost"):
         return True
+    return _loopback(name)
+
+
+def from_loopback(scope: Scope) -> bool:
+    """Whether the other end of the request's socket is on this machine."""
+    client = scope.get("client")
+    return client is not None and _loopback(client[0])
+
+
+def _loopback(address: str) -> bool:
     try:
-        ipaddress.ip_address(name)
+        return ipaddress.ip_address(address).is_loopback
     except ValueError:
         return False
-    return True
 
 
 async def current_key(
     request: Request,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)] = None,
+    _: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)] = None,
 ) -> KeyInfo:
-    """FastAPI dependency: the caller's key (id, name, scopes). Raises `Problem` 401."""
-    authorizer: Authorizer = request.app.state.service.authorizer
-    key = await authorizer.identify(credentials.credentials if credentials else None)
-    if (
-        key is ANONYMOUS
-        and not authorizer.settings.insecure
-        and not own_name(request.headers.get("host", ""))
-    ):
-        raise Problem(
-            403,
-            "auth.forbidden",
-            "without API keys the service answers under this machine's own name only. "
-            "Ask http://127.0.0.1, or make a key: bioseq keys create NAME.",
-        )
-    request.scope["bioseq.key"] = key.id
-    return key
+    """FastAPI dependency: the caller's key (id, name, scopes), which `RequestLimits` found before it read the body;
+    /metrics asks here. Raises `Problem` 401."""
+    scope = request.scope
+    if "bioseq.caller" not in scope:
+        scope["bioseq.caller"] = await request.app.state.service.authorizer.identify(scope)
+        scope["bioseq.key"] = scope["bioseq.caller"].id
+    return scope["bioseq.caller"]
 
 
 def require(scope: str) -> Any:

@@ -91,11 +91,17 @@ def slices(tokens: Sequence[int], bytes_each: Sequence[int], max_tokens: int, ma
     return cuts
 
 
-def variant_tokens(strategy: str, length: int, variants: int, max_residues: int, *, scan: bool) -> int:
-    """Tokens that scores of `variants` variants (or a scan) of `length` residues cost at most."""
+_CHARACTERS = 64  # of variants: reading so many takes about as long as computing a token
+
+
+def variant_tokens(
+    strategy: str, length: int, variants: int, max_residues: int, *, scan: bool, characters: int = 0
+) -> int:
+    """Tokens that scores of `variants` variants (or a scan) of `length` residues cost at most; `characters` is the
+    length of their texts."""
     one = min(length, max_residues) + SPECIAL_TOKENS
     if strategy == "wt-marginals":
-        return max(one, length)
+        return max(one, length) + characters // _CHARACTERS
     if strategy == "masked-marginals":
         return one * (length if scan else variants)
     return one * length * ((19 * length if scan else variants) + 1)

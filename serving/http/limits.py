@@ -1,7 +1,8 @@
 """Around the application, plain ASGI: request ids, body limits, time limits, the access log, HTTP metrics.
 
-The body is read here, before any route: so a body that is too large (413), too slow (408) or broken off never
-reaches one. Routes that stream their body in (`STREAMED`) read it themselves, within their own limits.
+The caller is known before a byte of the body is read. The body is read here, before any route: so a body that is too
+large (413), too slow (408) or broken off never reaches one. Routes that stream their body in (`STREAMED`) read it
+themselves, within their own limits.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.http.error_responses import respond, unforeseen
+from bioseq.errors import BioseqError
+from serving.http.error_responses import from_error, respond, unforeseen
 from serving.problems import Problem, too_large
 from serving.settings import Settings
 from serving.telemetry.logs import line, trouble
@@ -23,6 +25,8 @@ from serving.telemetry.metrics import IngressMetrics
 STREAMED = ("/v1/files", "/v1/models")
 UNLIMITED = ("/v1/files", "/v1/jobs", "/v1/models")  # uploads, downloads and followed logs take their time
 QUIET = ("/health/live", "/health/ready", "/metrics")
+OPEN = (*QUIET, "/docs", "/openapi.json")  # without a key; /metrics asks itself
+SMALL = {"/v1/jobs": 4 << 20}  # bytes of a body, where fewer will do than `max_body_bytes`
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -37,6 +41,7 @@ class RequestLimits:
         self.app, self.settings, self.metrics = app, settings, metrics
         self.draining = False
         self.in_flight = 0
+        self.held_bytes = 0  # of the bodies of all requests in flight
 
     @property
     def service(self) -> Any:
@@ -68,6 +73,7 @@ class _Exchange:
         self.status = 0
         self.code: str | None = None
         self.sent = 0
+        self.held = 0
         self.received = 0
 
     async def run(self) -> None:
@@ -82,6 +88,7 @@ class _Exchange:
             self.status = self.status or 499
             raise
         finally:
+            limits.held_bytes -= self.held
             limits.in_flight -= 1
             limits.metrics.in_flight.dec()
             self._account(time.perf_counter() - began)
@@ -91,6 +98,9 @@ class _Exchange:
         try:
             if self.limits.draining and not self.path.startswith("/health"):
                 raise Problem(503, "service.draining", "the service is stopping. Ask another.", retry_after=5)
+            if self.path not in OPEN:
+                caller = await self.limits.service.authorizer.identify(self.scope)
+                self.scope["bioseq.caller"], self.scope["bioseq.key"] = caller, caller.id
             streamed = self.path.startswith(STREAMED) and self.scope["method"] not in (
                 "GET",
                 "HEAD",
@@ -102,6 +112,8 @@ class _Exchange:
                 await self._inner(receive, watch=not streamed)
         except Problem as error:
             problem = error
+        except BioseqError as error:
+            problem = from_error(error)
         except TimeoutError:
             problem = Problem(
                 408, "request.timeout", f"the request took longer than {settings.request_s:g} s.",
@@ -144,7 +156,7 @@ class _Exchange:
     async def _read(self) -> Receive:
         """The whole body, then silence."""
         settings = self.limits.settings
-        limit = settings.max_body_bytes
+        limit = min(SMALL.get(self.path, settings.max_body_bytes), settings.max_body_bytes)
         if self.length:
             if not self.length.isdigit():
                 raise Problem(400, "request.bad", "Content-Length is not a number.")
@@ -163,6 +175,7 @@ class _Exchange:
                     size += len(part)
                     if size > limit:
                         raise too_large(limit)
+                    self._hold(len(part))
                     parts.append(part)
                     more = message.get("more_body", False)
         except TimeoutError:
@@ -181,6 +194,17 @@ class _Exchange:
 
         return receive
 
+    def _hold(self, size: int) -> None:
+        """Count bytes of a body against what all requests may hold together. Raises `Problem` 429."""
+        limit = self.limits.settings.max_held_bytes
+        self.held += size
+        self.limits.held_bytes += size
+        if self.limits.held_bytes > limit:
+            raise Problem(
+                429, "overloaded", "too many large requests are in flight. Try again in a moment.",
+                limit=limit, retry_after=2,
+            )  # fmt: skip
+
     async def _send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
@@ -196,7 +220,7 @@ class _Exchange:
     async def _refuse(self, problem: Problem) -> None:
         self.code = problem.code
         response = respond(problem, self.path)
-        if problem.status in (408, 413):
+        if problem.status in (401, 403, 408, 413, 429):
             response.headers["Connection"] = "close"  # the rest of the body will not be read
         await response(self.scope, self.receive, self._send)
 

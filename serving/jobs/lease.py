@@ -11,8 +11,7 @@ from sqlalchemy import update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from bioseq.errors import ResourceError
-from serving.database.base import Database, now
+from serving.database.base import Database, DatabaseUnavailable, now
 from serving.jobs.tables import LeaseRow
 
 
@@ -87,5 +86,5 @@ class Lease:
                     .where(LeaseRow.name == self.name, LeaseRow.token == token)
                     .values(expires=self._clock() - datetime.timedelta(seconds=1))
                 )
-        except ResourceError:
+        except DatabaseUnavailable:
             pass  # it runs out by itself

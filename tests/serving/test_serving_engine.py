@@ -421,7 +421,9 @@ def test_what_is_shed_leaves_nothing_in_the_count_of_queued_tokens():
         fake.gate.clear()
         first = asyncio.create_task(engine.submit(fake, [Job(0, 100)]))
         await entered(fake)
-        late = [asyncio.create_task(engine.submit(fake, [Job(i, 900), Job(i + 10, 900)])) for i in range(1, 6)]
+        late = [
+            asyncio.create_task(engine.submit(fake, [Job(i, 900), Job(i + 10, 900)])) for i in range(1, 6)
+        ]
         await asyncio.sleep(0.05)
         now[0] = 1000.0
         fake.gate.set()

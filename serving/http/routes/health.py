@@ -48,10 +48,10 @@ async def ready(request: Request) -> Ready:
 
 
 async def _may_watch(
-    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+    request: Request, _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> None:
     if not service_of(request).settings.metrics_open:
-        key = await current_key(request, credentials)
+        key = await current_key(request)
         if not key.allows("read"):
             raise Problem(403, "auth.forbidden", "this needs a key with the scope 'read'.", scope="read")
 

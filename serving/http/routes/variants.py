@@ -20,7 +20,7 @@ from serving.http.schemas.common import problems
 from serving.http.schemas.variants import ScanRequest, ScanResponse, ScoreRequest, ScoreResponse
 from serving.http.service import Service
 from serving.http.targets import Target
-from serving.problems import too_many_items
+from serving.problems import Problem, too_many_items
 
 router = APIRouter(prefix="/v1", tags=["variants"], route_class=Route)
 Accept = Annotated[str | None, Header(include_in_schema=False)]
@@ -88,12 +88,26 @@ class ScoreOrder(_VariantOrder):
         limit = service.settings.max_variants
         if len(self.body.mutants) > limit:
             raise too_many_items(len(self.body.mutants), limit, "mutants")
+        limit = service.settings.max_variant_bytes
+        if self.characters > limit:
+            raise Problem(
+                413, "request.too_large",
+                f"the mutants have {self.characters} characters; the limit is {limit}. Send several requests.",
+                given=self.characters, limit=limit,
+            )  # fmt: skip
 
     def items(self) -> int:
         return len(self.body.mutants)
 
+    @property
+    def characters(self) -> int:
+        return sum(map(len, self.body.mutants))
+
     def tokens(self, target: Target, length: int) -> int:
-        return variant_tokens(self.body.strategy, length, self.items(), target.shape.max_residues, scan=False)
+        return variant_tokens(
+            self.body.strategy, length, self.items(), target.shape.max_residues,
+            scan=False, characters=self.characters,
+        )  # fmt: skip
 
     def ask(self, target: Target) -> Ask:
         ask = super().ask(target)

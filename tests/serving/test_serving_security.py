@@ -1,0 +1,195 @@
+"""Who is let in, before what is read, and what a request costs."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import update
+from sqlalchemy.exc import OperationalError
+
+from serving.database.base import Database, now
+from serving.database.keys import ApiKey, Keys
+from serving.http.checks import variant_tokens
+
+GOOD = {"sequences": ["MKTAYIAK"]}
+
+
+def code(response: httpx.Response, status: int) -> str:
+    assert response.status_code == status, response.text
+    return response.json()["code"]
+
+
+def bearer(text: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {text}"}
+
+
+@pytest.fixture
+def keys(settings) -> Keys:
+    database = Database(settings().database)
+    database.upgrade()
+    return Keys(database)
+
+
+async def exchange(app: Any, headers: list[tuple[bytes, bytes]], **scope: Any) -> tuple[int, int]:
+    """The status of a POST /v1/embed, and how often its body was asked for."""
+    asked, status = 0, 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal asked
+        if asked == 5:
+            await asyncio.Event().wait()
+        asked += 1
+        return {"type": "http.request", "body": b"{" * 1000, "more_body": asked < 5}
+
+    async def send(message: dict[str, Any]) -> None:
+        nonlocal status
+        status = message.get("status", status)
+
+    given = [(b"content-type", b"application/json"), (b"host", b"127.0.0.1:8000"), *headers]
+    await app(
+        {
+            "type": "http", "method": "POST", "path": "/v1/embed", "raw_path": b"/v1/embed", "query_string": b"",
+            "headers": given, "client": ("127.0.0.1", 5), "server": ("127.0.0.1", 8000), "scheme": "http",
+            "http_version": "1.1", "asgi": {"version": "3.0"}, **scope,
+        },
+        receive, send,
+    )  # fmt: skip
+    return status, asked
+
+
+def test_no_byte_of_a_body_is_read_before_the_key_is_known(serve, keys):
+    _, text = keys.create("alice", ("predict",))
+
+    async def go():
+        async with serve() as http:
+            assert await exchange(http.app, []) == (401, 0)
+            assert await exchange(http.app, [(b"authorization", b"Bearer bsk_x_y")]) == (401, 0)
+            assert await exchange(http.app, [(b"authorization", b"Basic " + text.encode())]) == (401, 0)
+            assert await exchange(http.app, [(b"authorization", b"Bearer " + text.encode())]) == (400, 5)
+
+    asyncio.run(go())
+
+
+def test_without_keys_only_this_machine_is_let_in(serve):
+    """Whatever address was declared: what counts is the socket."""
+
+    async def go():
+        async with serve() as http:
+            assert await exchange(http.app, []) == (400, 5)
+            assert await exchange(http.app, [], client=("::1", 5)) == (400, 5)
+            for client in (("192.168.1.9", 5), ("10.0.0.1", 5), ("", 0), None):
+                assert await exchange(http.app, [], client=client) == (401, 0), client
+            for host in (b"192.168.1.9:8000", b"evil.example", b"8.8.8.8"):
+                assert (await exchange(http.app, [(b"host", host)]))[0] in (400, 403)
+        async with serve(insecure=True) as http:
+            assert await exchange(http.app, [], client=("192.168.1.9", 5)) == (400, 5)
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize(
+    "host, allowed",
+    [("127.0.0.1:8000", True), ("localhost", True), ("[::1]:8000", True), ("192.168.1.9:8000", False),
+     ("evil.example", False), ("127.0.0.1.evil.example", False)],
+)  # fmt: skip
+def test_without_keys_only_this_machines_own_name_is_answered(serve, host, allowed):
+    async def go():
+        async with serve() as http:
+            response = await http.post("/v1/embed", json=GOOD, headers={"Host": host})
+            assert response.status_code == (200 if allowed else 403)
+
+    asyncio.run(go())
+
+
+def test_a_key_past_its_expiry_is_refused(serve, keys):
+    info, text = keys.create("alice", ("predict",), days=1)
+    assert keys.check(text) is not None
+
+    async def go():
+        async with serve() as http:
+            assert (await http.post("/v1/embed", json=GOOD, headers=bearer(text))).status_code == 200
+            with keys.database.session() as session:
+                past = now() - datetime.timedelta(seconds=1)
+                session.execute(update(ApiKey).where(ApiKey.id == info.id).values(expires=past))
+            http.app.service.authorizer._known.clear()
+            r = await http.post("/v1/embed", json=GOOD, headers=bearer(text))
+            assert code(r, 401) == "auth.unauthenticated"
+
+    asyncio.run(go())
+    assert keys.check(text) is None
+
+
+def test_tokens_of_a_request_that_is_refused_are_given_back(serve, keys):
+    """Eight tries of one request pay once."""
+    limited, text = keys.create("alice", ("predict",), tokens_per_minute=100_000)
+    free, text_free = keys.create("bob", ("predict",))
+
+    async def go():
+        async with serve(max_queue_s=1e-9) as http:
+            engine = http.app.service.link.host.engine
+            engine._wait_s = lambda now: 60.0
+            for token in (text, text_free):
+                for _ in range(8):
+                    r = await http.post("/v1/embed", json=GOOD, headers=bearer(token))
+                    assert code(r, 429) == "overloaded"
+            del engine._wait_s
+            engine.max_queue_s = None
+            for token in (text, text_free):
+                assert (await http.post("/v1/embed", json=GOOD, headers=bearer(token))).status_code == 200
+
+    asyncio.run(go())
+    assert [keys.used(limited.id)[1], keys.used(free.id)[1]] == [10, 10]
+
+
+def test_long_variants_are_priced_and_bounded(serve):
+    texts = [":".join(f"M{i}A" for i in range(1, 3001))] * 50
+    cost = variant_tokens("wt-marginals", 3000, 50, 10_000, scan=False, characters=sum(map(len, texts)))
+    assert cost > 3000 + sum(map(len, texts)) // 100
+
+    async def go():
+        async with serve(max_variant_bytes=100_000) as http:
+            body = {"sequence": "M" * 60, "mutants": texts, "strategy": "wt-marginals"}
+            assert code(await http.post("/v1/score", json=body), 413) == "request.too_large"
+
+    asyncio.run(go())
+
+
+def test_bodies_in_flight_are_bounded_together(serve):
+    async def go():
+        async with serve(max_held_bytes=3000) as http:
+            assert (await http.post("/v1/embed", json={"sequences": ["M" * 2000]})).status_code in (200, 422)
+            r = await http.post("/v1/embed", json={"sequences": ["M" * 4000]})
+            assert code(r, 429) == "overloaded"
+            assert http.app.held_bytes == 0
+
+    asyncio.run(go())
+
+
+def test_a_database_that_is_away_is_503_and_a_known_key_goes_on(serve, keys):
+    _, text = keys.create("alice", ("predict",))
+    _, unseen = keys.create("bob", ("predict",))
+
+    async def go():
+        async with serve() as http:
+            authorizer = http.app.service.authorizer
+            assert (await http.post("/v1/embed", json=GOOD, headers=bearer(text))).status_code == 200
+
+            def away() -> Any:
+                raise OperationalError("select", {}, Exception("could not connect to db.internal:5432"))
+
+            authorizer.keys.database._sessions.begin = away
+            authorizer._known = {
+                k: (0.0 if v is None else at - 10, v) for k, (at, v) in authorizer._known.items()
+            }
+            assert (await http.post("/v1/embed", json=GOOD, headers=bearer(text))).status_code == 200
+            r = await http.post("/v1/embed", json=GOOD, headers=bearer(unseen))
+            assert code(r, 503) == "database.unavailable"
+            assert r.headers["retry-after"] and "db.internal" not in r.text and "sqlite" not in r.text
+            authorizer._known = {k: (at - 120, v) for k, (at, v) in authorizer._known.items()}
+            assert code(await http.post("/v1/embed", json=GOOD, headers=bearer(text)), 503)
+
+    asyncio.run(go())
