@@ -152,9 +152,9 @@ def test_not_acceptable(shared):
 
 def test_a_page_of_another_name_is_turned_away(shared):
     """DNS rebinding: without keys only this machine's own names answer."""
-    for host in ("evil.example", "evil.example:8000"):
+    for host in ("evil.example", "evil.example:8000", "10.1.2.3"):
         check(shared("POST", "/v1/embed", json=GOOD, headers={"Host": host}), 403, "auth.forbidden")
-    for host in ("127.0.0.1:8000", "localhost:8000", "bioseq", "[::1]:8000", "10.1.2.3", "a.localhost"):
+    for host in ("127.0.0.1:8000", "localhost:8000", "bioseq", "[::1]:8000", "a.localhost"):
         assert shared("POST", "/v1/embed", json=GOOD, headers={"Host": host}).status_code == 200
 
 
@@ -479,7 +479,7 @@ def test_client_that_goes_away_frees_the_engine(serve, registry):
             scope = {
                 "type": "http", "method": "POST", "path": "/v1/embed", "raw_path": b"/v1/embed",
                 "query_string": b"", "headers": [(b"content-type", b"application/json")],
-                "http_version": "1.1", "scheme": "http", "server": ("x", 80), "client": ("y", 1),
+                "http_version": "1.1", "scheme": "http", "server": ("x", 80), "client": ("127.0.0.1", 1),
             }  # fmt: skip
             task = asyncio.create_task(http.app(scope, receive, send))
             async with asyncio.timeout(30):
