@@ -9,15 +9,18 @@
     │   │   └── SequenceTooLongError
     │   ├── MutationError           variant notation, or a contradiction of the wild type
     │   ├── TableError              label tables; row numbers
+    │   ├── AlignmentError          a user's alignment
     │   └── ExpressionError         filter and rank expressions; column of the fault
     ├── SpecError                   a job spec or setting; names the field
     ├── ArtefactError               files that bioseq reads as models
     │   ├── CheckpointError         Hugging Face layout; names the tensor
     │   ├── BundleError             bundle directories
+    │   ├── ReferenceSetError        reference sets of homologs
     │   └── RegistryError
     │       └── NotFoundError       model.not_found, head.not_found, version.not_found
     ├── OutputError                 cannot be written: permission, full disk, would overwrite
     ├── ResourceError               memory, devices
+    ├── SearchError                 a search for homologs that failed
     ├── ServiceError                what a remote bioseq answered (status, code)
     └── MissingExtraError           an optional dependency; prints the install line
 
@@ -127,6 +130,12 @@ class TableError(InputError):
         self.rows = rows or []
 
 
+class AlignmentError(InputError):
+    """An alignment that cannot be read, or that is not one of the query."""
+
+    code = "alignment.invalid"
+
+
 class ExpressionError(InputError):
     """A --where or --rank expression. `column` is the one-based character of the fault."""
 
@@ -159,6 +168,12 @@ class BundleError(ArtefactError):
     code = "bundle.invalid"
 
 
+class ReferenceSetError(ArtefactError):
+    """A reference set of homologs that is missing, damaged or unsuitable."""
+
+    code = "homologs.reference_invalid"
+
+
 class RegistryError(ArtefactError):
     code = "registry.invalid"
 
@@ -173,6 +188,10 @@ class OutputError(BioseqError):
 
 class ResourceError(BioseqError):
     code = "resource.insufficient"
+
+
+class SearchError(BioseqError):
+    code = "homologs.search_failed"
 
 
 class ServiceError(BioseqError):
