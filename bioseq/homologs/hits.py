@@ -14,13 +14,16 @@ import numpy as np
 
 from bioseq.homologs.database import CODES, GAP, OTHER, Database
 
+NOWHERE = 65_535  # above the longest sequence that a reference set takes
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Hits:
     """The homologs of one query, best first. `query` has X where a residue was hidden.
 
     ids: reference ids; keys int64 [N]: their places in the reference set; bits, e_values, identity (equal residues
-    among aligned pairs of known residues), coverage (aligned residues over L) float64 [N]; aligned uint8 [N, L].
+    among aligned pairs of known residues), coverage (aligned residues over L) float64 [N]; aligned uint8 [N, L];
+    places uint16 [N, L], zero-based places in the hits of the aligned residues, NOWHERE for a gap: kept on request.
     """
 
     query: str
@@ -31,6 +34,7 @@ class Hits:
     identity: np.ndarray
     coverage: np.ndarray
     aligned: np.ndarray
+    places: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -43,10 +47,11 @@ class Hits:
             tuple(self.ids[i] for i in places),
             *(a[places] for a in (self.keys, self.bits, self.e_values, self.identity, self.coverage)),
             self.aligned[places],
+            None if self.places is None else self.places[places],
         )
 
 
-def no_hits(query: str) -> Hits:
+def no_hits(query: str, *, places: bool = False) -> Hits:
     empty = np.zeros(0)
     return Hits(
         query,
@@ -57,6 +62,7 @@ def no_hits(query: str) -> Hits:
         empty,
         empty,
         np.zeros((0, len(query)), np.uint8),
+        np.zeros((0, len(query)), np.uint16) if places else None,
     )
 
 
@@ -73,6 +79,7 @@ class Rows:
     lines: list[bytes]
     column: np.ndarray  # int64 [P] aligned pairs: column of the query,
     residue: np.ndarray  # uint8 [P] residue of the hit,
+    place: np.ndarray  # int64 [P] its place in the hit,
     start: np.ndarray  # int64 [R + 1] and which pairs are whose
 
 
@@ -117,6 +124,7 @@ def read_rows(path: Path, queries: list[np.ndarray], database: Database) -> Rows
         lines,
         pair_q,
         residue,
+        pair_t,
         np.concatenate([[0], np.cumsum(per_row)]),
     )
 
@@ -159,24 +167,27 @@ def _before(step: np.ndarray, row: np.ndarray, first: np.ndarray, start: np.ndar
     return start[row] + total - total[first][row] if len(step) else step
 
 
-def to_hits(rows: Rows, queries: list[str], keep: np.ndarray, database: Database, limit: int) -> list[Hits]:
+def to_hits(
+    rows: Rows, queries: list[str], keep: np.ndarray, database: Database, limit: int, *, places: bool = False
+) -> list[Hits]:
     """The kept rows as `Hits` of each query, best first; equal scores go by place in the reference set."""
     order = np.flatnonzero(keep)
-    order = order[
-        np.lexsort((rows.keys[order], rows.e_values[order], -rows.bits[order], rows.owner[order]))
-    ]
+    order = order[np.lexsort((rows.keys[order], rows.e_values[order], -rows.bits[order], rows.owner[order]))]
     owner = rows.owner[order]
     cuts = np.searchsorted(owner, np.arange(len(queries) + 1))
     out = []
     for i, query in enumerate(queries):
         chosen = order[cuts[i] : cuts[i + 1]][:limit]
         if not len(chosen):
-            out.append(no_hits(query))
+            out.append(no_hits(query, places=places))
             continue
         aligned = np.full((len(chosen), len(query)), GAP, dtype=np.uint8)
+        at = np.full(aligned.shape, NOWHERE, dtype=np.uint16) if places else None
         for n, r in enumerate(chosen.tolist()):
             a, b = rows.start[r], rows.start[r + 1]
             aligned[n, rows.column[a:b]] = rows.residue[a:b]
+            if at is not None:
+                at[n, rows.column[a:b]] = rows.place[a:b]
         out.append(
             Hits(
                 query,
@@ -187,6 +198,7 @@ def to_hits(rows: Rows, queries: list[str], keep: np.ndarray, database: Database
                 rows.identity[chosen],
                 rows.coverage[chosen],
                 aligned,
+                at,
             )
         )
     return out

@@ -37,7 +37,9 @@ def clean(sequence: str | Record, index: int | None = None) -> str:
         raise error.at(index=index, record=record.id if record else None) from None
     if len(ids) > LONGEST:
         raise SequenceTooLongError(
-            f"{len(ids)} residues; a search takes at most {LONGEST}.", index=index, hint="Cut it into domains."
+            f"{len(ids)} residues; a search takes at most {LONGEST}.",
+            index=index,
+            hint="Cut it into domains.",
         )
     table = bytes(ord(t) if len(t) == 1 else ord("X") for t in alphabet.tokens)
     return ids.tobytes().translate(table + bytes(256 - len(table))).decode()
@@ -53,19 +55,22 @@ def search(
     progress: Callable[[int, int], None] | None = None,
     timeout: float | None = None,
     quiet: bool = False,
+    places: bool = False,
 ) -> list[Hits]:
     """The homologs of each sequence, in input order. `X` and "<mask>" are hidden residues; a query of nothing else
     has none.
 
+    With `places` the hits say which residue of theirs is aligned; such searches are not cached.
     `progress(done, total)` is called after every 2,000 queries; `timeout` is in seconds for one MMseqs2 run.
     Raises `SequenceError`, `SearchError`, `ReferenceSetError`, `OutputError`, `MissingExtraError`.
     """
     settings = settings or SearchSettings()
+    cache = None if places else cache
     queries = [clean(s, i) for i, s in enumerate(sequences)]
     found: dict[str, Hits] = {}
     for query in dict.fromkeys(queries):
         if not (encode(query) < OTHER).any():
-            found[query] = no_hits(query)
+            found[query] = no_hits(query, places=places)
         elif cache is not None and (kept := cache.get(reference, settings, query)) is not None:
             found[query] = kept
     missing = [q for q in dict.fromkeys(queries) if q not in found]
@@ -74,7 +79,9 @@ def search(
         for start in range(0, len(missing), CHUNK):
             some = missing[start : start + CHUNK]
             try:
-                answers = _search_chunk(some, database, settings, threads or default_threads(), timeout)
+                answers = _search_chunk(
+                    some, database, settings, threads or default_threads(), timeout, places=places
+                )
             except (BioseqError, OSError):
                 database.check()  # says so where the database was removed meanwhile
                 raise
@@ -87,7 +94,13 @@ def search(
 
 
 def _search_chunk(
-    queries: list[str], database: Database, settings: SearchSettings, threads: int, timeout: float | None
+    queries: list[str],
+    database: Database,
+    settings: SearchSettings,
+    threads: int,
+    timeout: float | None,
+    *,
+    places: bool = False,
 ) -> list[Hits]:
     codes = [encode(q) for q in queries]
     with scratch_folder() as folder:
@@ -119,7 +132,7 @@ def _search_chunk(
                     timeout=timeout,
                 )
                 source = f"p{turn}"
-        return to_hits(rows, queries, keep, database, settings.max_hits)
+        return to_hits(rows, queries, keep, database, settings.max_hits, places=places)
 
 
 def _allowed(rows: Rows, settings: SearchSettings) -> np.ndarray:
