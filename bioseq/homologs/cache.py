@@ -39,7 +39,9 @@ class SearchCache:
         with contextlib.closing(sqlite3.connect(self.path, timeout=10)) as db:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=NORMAL")
-            db.execute("CREATE TABLE IF NOT EXISTS hits (key BLOB PRIMARY KEY, used REAL, size INTEGER, data BLOB)")
+            db.execute(
+                "CREATE TABLE IF NOT EXISTS hits (key BLOB PRIMARY KEY, used REAL, size INTEGER, data BLOB)"
+            )
             db.execute("CREATE INDEX IF NOT EXISTS by_use ON hits (used)")
             yield db
 

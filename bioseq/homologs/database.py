@@ -171,6 +171,3 @@ def _unpack(reference: ReferenceSet, folder: Path, fasta: Path) -> None:
             id_lengths.append(len(name))
     for file, counts in (("offsets.npy", lengths), ("id_offsets.npy", id_lengths)):
         np.save(folder / file, np.concatenate([[0], np.cumsum(np.array(counts, dtype=np.int64))]))
-
-
-

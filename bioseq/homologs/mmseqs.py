@@ -120,9 +120,12 @@ def _failure(module: str, code: int, text: str) -> SearchError | OutputError:
     told = [x for x in lines if not x.startswith(("Error: ", "["))] or lines
     reason = _RESIDUES.sub("…", told[-1])[:200] if told else "it said nothing"
     if code < 0:
-        reason = f"killed by signal {-code}" + (" (out of memory, perhaps)" if code == -signal.SIGKILL else "")
+        reason = f"killed by signal {-code}" + (
+            " (out of memory, perhaps)" if code == -signal.SIGKILL else ""
+        )
     if _DISK.search(text):
         return OutputError(
-            f"mmseqs {module} could not write: {reason}.", hint="Free some space, or set TMPDIR to another disk."
+            f"mmseqs {module} could not write: {reason}.",
+            hint="Free some space, or set TMPDIR to another disk.",
         )
     return SearchError(f"mmseqs {module} failed with exit code {code}: {reason}")

@@ -180,7 +180,9 @@ class ReferenceSet:
                 f"{path} is not there any more.", hint="Put the reference set back, or build it again."
             ) from None
         except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
-            raise ReferenceSetError(f"{path} is damaged: {error}.", hint="Fetch or build it again.") from error
+            raise ReferenceSetError(
+                f"{path} is damaged: {error}.", hint="Fetch or build it again."
+            ) from error
 
     def records(self) -> Iterator[Record]:
         """Its sequences in order. Raises `ReferenceSetError` at the end where their hash is not the manifest's."""
@@ -229,7 +231,8 @@ def open_reference(reference: str | Path | ReferenceSet = "default") -> Referenc
             raise _wrong_hash(folder, "file_sha256")
     except OSError as error:
         raise ReferenceSetError(
-            f"{path} cannot be read: {error.strerror}.", hint="The reference set is not whole; build it again."
+            f"{path} cannot be read: {error.strerror}.",
+            hint="The reference set is not whole; build it again.",
         ) from error
     return ReferenceSet(folder, manifest)
 
@@ -269,7 +272,9 @@ def _read_manifest(folder: Path) -> ReferenceManifest:
         known = {f.name for f in fields(ReferenceManifest)}
         unknown = sorted(set(given) - known)
         if unknown:
-            raise ReferenceSetError(f"{path}: unknown key {unknown[0]!r}.", hint="A newer bioseq made it, perhaps.")
+            raise ReferenceSetError(
+                f"{path}: unknown key {unknown[0]!r}.", hint="A newer bioseq made it, perhaps."
+            )
         if given.get("format") != FORMAT:
             raise ReferenceSetError(f"{path}: format {given.get('format')!r}; this bioseq reads {FORMAT}.")
         manifest = ReferenceManifest(**given)
