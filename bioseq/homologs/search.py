@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from bioseq.alphabet import protein
 from bioseq.errors import BioseqError, SequenceError, SequenceTooLongError
-from bioseq.fasta import Record
 from bioseq.homologs.cache import SearchCache
 from bioseq.homologs.database import OTHER, Database
 from bioseq.homologs.hits import Hits, Rows, encode, no_hits, read_rows, to_hits, write_rows
 from bioseq.homologs.mmseqs import default_threads, run_mmseqs, scratch_folder
 from bioseq.homologs.reference import LONGEST, ReferenceSet
 from bioseq.homologs.settings import SearchSettings
+from bioseq.sequences.alphabet import protein
+from bioseq.sequences.fasta import Record
 
 CHUNK = 2000  # queries of one call of MMseqs2
 _PROFILE_E = 1e-2  # largest E-value of a hit that goes into the next round's profile

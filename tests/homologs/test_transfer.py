@@ -3,11 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bioseq.fasta import Record
 from bioseq.homologs.hits import NOWHERE, Hits, no_hits
 from bioseq.homologs.reference import build_reference
 from bioseq.homologs.search import search
 from bioseq.homologs.transfer import nearest, transfer, transfer_residues, without
+from bioseq.sequences.fasta import Record
 
 QUERY = "MKTAYIAKQR"
 
@@ -61,7 +61,7 @@ def test_residue_labels_follow_the_alignment() -> None:
 
 
 def test_places_of_a_real_search_name_the_aligned_residues(tmp_path, data) -> None:
-    from bioseq.fasta import read_fasta
+    from bioseq.sequences.fasta import read_fasta
 
     records = [r for r in read_fasta(data / "proteins_30_1000.fasta") if len(r.sequence) < 400][:20]
     # each protein with five residues cut out of its middle, and a tag before it

@@ -10,8 +10,10 @@ the one that the choices are measured against.
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from bioseq.homologs.reference import SHIPPED, build_reference
@@ -20,17 +22,14 @@ from bioseq.sequences.fasta import Record, read_fasta
 TRAIN = "swissprot_train.fasta.gz"
 LONGEST = 1500  # residues; longer representatives (2,088 of 114,603) would double the room that they take
 LIMIT = 24 << 20  # bytes in the package
-LICENCE = "CC BY 4.0"
-SOURCE = "UniProtKB/Swiss-Prot, proteins with GO annotation, release of January 2014, by way of metastudent-data 2.0.1"
-CITATION = "The UniProt Consortium (2014) Nucleic Acids Research 42, D191-D198, doi 10.1093/nar/gkt1140"
-SELECTION = (
-    "One representative of each cluster (MMseqs2 linclust, 30 % identity, 80 % coverage) of at most 1,500 residues, "
-    "by accession; clusters held out for validation are not among them."
-)
+LICENCE = "CC-BY-4.0"
+SOURCE = "UniProtKB/Swiss-Prot, release of January 2014 (Debian package metastudent-data 2.0.1)"
+CITATION = "The UniProt Consortium, Nucleic Acids Res. 42:D191 (2014), doi 10.1093/nar/gkt1140"
+SELECTION = "one representative a cluster at 30 % identity and 80 % coverage, at most 1500 residues"
 
 
 def representatives(train: Path) -> tuple[list[Record], Counter[str]]:
-    """(representatives of at most 1,500 residues by accession, size of every cluster). The representative is the
+    """(representatives of at most 1,500 residues in the file's order, size of every cluster). The representative is the
     record whose accession is the cluster's name, in the header as `cluster=NAME`."""
     sizes: Counter[str] = Counter()
     found = []
@@ -40,12 +39,10 @@ def representatives(train: Path) -> tuple[list[Record], Counter[str]]:
         sizes[cluster] += 1
         if record.id == cluster and len(record.sequence) <= LONGEST:
             found.append(record)
-    return sorted(found, key=lambda r: r.id), sizes
+    return found, sizes
 
 
-def _clusters(train: Path):  # type: ignore[no-untyped-def]
-    import gzip
-
+def _clusters(train: Path) -> Iterator[str]:
     with gzip.open(train, "rt") as handle:
         for line in handle:
             if line.startswith(">"):
