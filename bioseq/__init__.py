@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bioseq.version import __version__
 
 if TYPE_CHECKING:
+    from bioseq import homologs
     from bioseq.bundles.registry import Registry
     from bioseq.client.sync import connect
     from bioseq.errors import BioseqError
@@ -42,12 +43,15 @@ __all__ = [
     "Registry",
     "__version__",
     "connect",
+    "homologs",
     "load",
     "read_fasta",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "homologs":  # the room, which is callable
+        return importlib.import_module("bioseq.homologs")
     if name not in _HOMES:
         raise AttributeError(f"module 'bioseq' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)

@@ -45,7 +45,11 @@ class Hits:
         return Hits(
             self.query,
             tuple(self.ids[i] for i in places),
-            *(a[places] for a in (self.keys, self.bits, self.e_values, self.identity, self.coverage)),
+            self.keys[places],
+            self.bits[places],
+            self.e_values[places],
+            self.identity[places],
+            self.coverage[places],
             self.aligned[places],
             None if self.places is None else self.places[places],
         )

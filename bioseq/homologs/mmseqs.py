@@ -75,7 +75,7 @@ def scratch_folder(beside: Path | None = None) -> Iterator[Path]:
 
 
 def run_mmseqs(
-    arguments: Sequence[str | Path], *, folder: Path, threads: int | None = None, timeout: float | None = None
+    arguments: Sequence[object], *, folder: Path, threads: int | None = None, timeout: float | None = None
 ) -> None:
     """Run one MMseqs2 module in `folder` and wait. Stopped with all that it started when this call ends early.
 

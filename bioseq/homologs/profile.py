@@ -23,6 +23,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from bioseq.homologs.database import LETTERS, OTHER
 from bioseq.homologs.hits import Hits, encode
 from bioseq.homologs.matrix import BACKGROUND, evolved
 
-MAX_SEQUENCES = 1000  # best hits that are weighted; more add time and little else
+MAX_SEQUENCES = 1000  # sequences that are weighted; more add time and little else
 _REACH = 96  # places over which local composition is taken
 
 
@@ -58,7 +59,7 @@ class ProfileParameters:
     @classmethod
     def from_json(cls, text: str) -> ProfileParameters:
         given = json.loads(text)
-        values = {f.name: given[f.name] for f in fields(cls)}
+        values: dict[str, Any] = {f.name: given[f.name] for f in fields(cls)}
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
@@ -148,7 +149,12 @@ def binned_counts(
 ) -> tuple[np.ndarray, float]:
     """(weighted residues of the hits by column and class of identity, float64 [L, B, 20]; their effective number)."""
     length, classes = len(hits.query), len(edges) + 1
-    aligned, which = hits.aligned[:MAX_SEQUENCES], np.searchsorted(edges, hits.identity[:MAX_SEQUENCES])
+    some = slice(
+        None
+    )  # of an alignment deeper than that, rows at equal steps, so that far ones are among them
+    if len(hits) > MAX_SEQUENCES:
+        some = np.linspace(0, len(hits) - 1, MAX_SEQUENCES).astype(np.int64)  # type: ignore[assignment]
+    aligned, which = hits.aligned[some], np.searchsorted(edges, hits.identity[some])
     weights = sequence_weights(aligned) if weights is None else weights
     hit, column = np.nonzero(aligned < OTHER)
     flat = (column * classes + which[hit]) * 20 + aligned[hit, column]

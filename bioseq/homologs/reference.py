@@ -26,7 +26,7 @@ from bioseq.sequences.fasta import Record
 FORMAT = 1
 LONGEST = 65_000  # residues; MMseqs2 cuts at 65,535
 SHIPPED = Path(__file__).parent / "default"
-_OPENERS = {"xz": lzma.open, "gz": gzip.open}
+_OPENERS: dict[str, Any] = {"xz": lzma.open, "gz": gzip.open}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +102,9 @@ def build_reference(
         with open(path, "wb") as raw:
             counted = _Counted(raw)
             packed: Any = (
-                gzip.GzipFile(filename="", mode="wb", fileobj=counted, compresslevel=1, mtime=0)  # type: ignore[arg-type]
+                gzip.GzipFile(filename="", mode="wb", fileobj=counted, compresslevel=1, mtime=0)
                 if pack == "gz"
-                else lzma.LZMAFile(counted, "wb", preset=6)  # type: ignore[arg-type]
+                else lzma.LZMAFile(counted, "wb", preset=6)  # type: ignore[arg-type]  # noqa: SIM115
             )
             with packed:
                 for index, record in enumerate(records):

@@ -156,7 +156,7 @@ def loss(model: Model, o: Observations, which: torch.Tensor) -> torch.Tensor:
 
 
 def taken(o: Observations, which: torch.Tensor) -> Observations:
-    return Observations(*(getattr(o, f)[which] for f in Observations.__slots__))  # type: ignore[attr-defined]
+    return Observations(*(getattr(o, f)[which] for f in Observations.__slots__))
 
 
 def fit(o: Observations, which: torch.Tensor, steps: int = 40) -> Model:
@@ -178,7 +178,7 @@ def fit(o: Observations, which: torch.Tensor, steps: int = 40) -> Model:
 
 
 def joined(parts: list[Observations]) -> Observations:
-    return Observations(*(torch.cat([getattr(p, f) for p in parts]) for f in Observations.__slots__))  # type: ignore[attr-defined]
+    return Observations(*(torch.cat([getattr(p, f) for p in parts]) for f in Observations.__slots__))
 
 
 def fit_and_measure(sets: list[Observations]) -> tuple[ProfileParameters, dict[str, list[float]]]:
