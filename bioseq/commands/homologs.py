@@ -170,6 +170,7 @@ def _search(args: argparse.Namespace) -> int:
 
 
 def _align(args: argparse.Namespace) -> int:
+    from bioseq.homologs.alignment import write_a3m
     from bioseq.output import atomic_folder, check_free
 
     check_free(Path(args.output), force=args.force)
@@ -182,18 +183,7 @@ def _align(args: argparse.Namespace) -> int:
                 for record, one in zip(records, found, strict=True):
                     count += 1
                     name = f"{count:06d}.a3m"  # an id never becomes a path
-                    (folder / name).write_text(a3m(one, record.id), encoding="utf-8")
+                    write_a3m(one, folder / name, query_id=record.id)
                     index.writerow([name, record.id, len(one)])
     print(f"{count} alignments in {args.output}; index.tsv says whose", file=sys.stderr)
     return 0
-
-
-def a3m(hits: Hits, query_id: str) -> str:
-    """The query and its hits on the query's columns; what a hit has between two columns is left out."""
-    from bioseq.homologs.database import LETTERS
-
-    table = (LETTERS + "X-").encode()
-    rows = [f">{query_id}\n{hits.query}\n"]
-    for name, row in zip(hits.ids, hits.aligned, strict=True):
-        rows.append(f">{name}\n{row.tobytes().translate(table + bytes(256 - len(table))).decode()}\n")
-    return "".join(rows)

