@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from _common import host, versions, write_result
 
-from bioseq.homologs.database import OTHER
+from bioseq.homologs.database import OTHER, open_database
 from bioseq.homologs.hits import encode
 from bioseq.homologs.mmseqs import mmseqs_version, need_mmseqs
 from bioseq.homologs.profile import default_parameters, profile
@@ -42,7 +42,7 @@ def processor_seconds() -> float:
 def measure(records: list[Record], reference: ReferenceSet, settings: SearchSettings) -> dict[str, Any]:
     """Perplexity of the hidden residues, by effective number too, and the search's cost."""
     hidden = [hide(r.sequence, r.id) for r in records]
-    reference.database()
+    open_database(reference)
     start, cpu = time.perf_counter(), processor_seconds()
     hits = search(hidden, reference, settings, threads=2)
     wall, cpu_search = time.perf_counter() - start, processor_seconds() - cpu

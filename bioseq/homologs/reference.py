@@ -150,7 +150,7 @@ def build_reference(
 
 
 class ReferenceSet:
-    """An opened reference set. `database()` gives what the search needs, built on first use."""
+    """An opened reference set. `database.open_database` gives what the search needs, built on first use."""
 
     def __init__(self, folder: Path, manifest: ReferenceManifest):
         self.folder, self.manifest = folder, manifest
@@ -200,12 +200,6 @@ class ReferenceSet:
                 code="homologs.wrong_hash",
                 hint="Fetch or build it again.",
             )
-
-    def database(self, *, quiet: bool = False) -> Any:
-        """The searchable form (`database.Database`), built under a lock if this computer has none yet."""
-        from bioseq.homologs.database import open_database
-
-        return open_database(self, quiet=quiet)
 
 
 def open_reference(reference: str | Path | ReferenceSet = "default") -> ReferenceSet:

@@ -14,7 +14,7 @@ import numpy as np
 
 from bioseq.errors import BioseqError, SequenceError, SequenceTooLongError
 from bioseq.homologs.cache import SearchCache
-from bioseq.homologs.database import OTHER, Database
+from bioseq.homologs.database import OTHER, Database, open_database
 from bioseq.homologs.hits import Hits, Rows, encode, no_hits, read_rows, to_hits, write_rows
 from bioseq.homologs.mmseqs import default_threads, run_mmseqs, scratch_folder
 from bioseq.homologs.reference import LONGEST, ReferenceSet
@@ -75,7 +75,7 @@ def search(
             found[query] = kept
     missing = [q for q in dict.fromkeys(queries) if q not in found]
     if missing:
-        database = reference.database(quiet=quiet)
+        database = open_database(reference, quiet=quiet)
         for start in range(0, len(missing), CHUNK):
             some = missing[start : start + CHUNK]
             try:

@@ -92,7 +92,7 @@ def test_a_bad_record_leaves_nothing(families: list[Record], tmp_path: Path) -> 
 
 
 def test_the_database_knows_ids_and_residues(reference: ReferenceSet, families: list[Record]) -> None:
-    database = reference.database(quiet=True)
+    database = open_database(reference, quiet=True)
     for key in (0, 7, len(families) - 1):
         assert database.id(key) == families[key].id
         start, end = database.offsets[key], database.offsets[key + 1]
@@ -113,8 +113,9 @@ def test_wrong_sequences_never_become_a_database(families: list[Record], tmp_pat
 
 
 BUILD = (
-    "import sys; from bioseq.homologs.reference import open_reference; "
-    "d = open_reference(sys.argv[1]).database(); print(d.folder, len(d.offsets))"
+    "import sys; from bioseq.homologs.database import open_database; "
+    "from bioseq.homologs.reference import open_reference; "
+    "d = open_database(open_reference(sys.argv[1])); print(d.folder, len(d.offsets))"
 )
 SLOW = "import bioseq.homologs.database as d, time; d.run_mmseqs = lambda *a, **k: time.sleep(600); "
 

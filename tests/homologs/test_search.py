@@ -12,7 +12,7 @@ import pytest
 from bioseq.errors import MissingExtraError, ReferenceSetError, SearchError, SequenceError
 from bioseq.homologs import mmseqs
 from bioseq.homologs.cache import SearchCache
-from bioseq.homologs.database import GAP
+from bioseq.homologs.database import GAP, open_database
 from bioseq.homologs.hits import Hits
 from bioseq.homologs.reference import ReferenceSet, build_reference
 from bioseq.homologs.search import search
@@ -141,12 +141,11 @@ def test_bad_queries_are_named(reference: ReferenceSet) -> None:
 def test_a_database_removed_in_mid_run_is_told(
     reference: ReferenceSet, queries: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    database = reference.database(quiet=True)
-    monkeypatch.setattr(ReferenceSet, "database", lambda self, quiet=False: database)
+    database = open_database(reference, quiet=True)
+    monkeypatch.setattr("bioseq.homologs.search.open_database", lambda *a, **k: database)
     shutil.rmtree(database.folder)
     with pytest.raises(ReferenceSetError, match="removed while it was in use"):
         search(queries[:1], reference, quiet=True)
-    monkeypatch.undo()
 
 
 def fake_program(folder: Path, text: str) -> Path:
