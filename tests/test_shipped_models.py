@@ -80,7 +80,6 @@ def test_every_shipped_head_is_of_the_shipped_backbone(name: str, backbone) -> N
     computed = hash_weights(ModelConfig.from_dict(backbone.manifest.architecture), backbone.read_tensors())
     head = open_bundle(SHIPPED / name)
     assert head.manifest.kind == "head"
-    assert head.manifest.base_hash == backbone.manifest.content_hash
     assert head.manifest.base_weights_hash == backbone.manifest.weights_hash == computed
     assert sum(f.stat().st_size for f in head.path.rglob("*") if f.is_file()) < 2 * 2**20
     assert "baseline" in head.card().lower()

@@ -240,6 +240,24 @@ def write_bundle(
     return open_bundle(path, verify=False)
 
 
+def amend_bundle(
+    bundle: Bundle, path: str | Path, files: Mapping[str, str], *, force: bool = False
+) -> Bundle:
+    """Write `bundle` again as `path`, with some text files added or replaced. Raises
+    `OutputError`, and `BundleError` for an impossible name."""
+    with atomic_folder(path, force=force) as folder:
+        for name in bundle.manifest.files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            _copy(bundle.path / name, folder / name)
+        for name, text in files.items():
+            (folder / check_file_name(name)).write_text(text, "utf-8")
+        hashes = {name: hash_file(file) for name, file in _walk(folder)}
+        manifest = replace(bundle.manifest, files=hashes, version=None)
+        manifest = replace(manifest, content_hash=manifest.expected_hash())
+        (folder / MANIFEST).write_text(manifest.to_json(), "utf-8")
+    return open_bundle(path, verify=False)
+
+
 def _save_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file

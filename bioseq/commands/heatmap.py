@@ -9,6 +9,7 @@ import numpy as np
 from bioseq.errors import OutputError
 
 FORMATS = ("png", "svg", "pdf")
+_DEEP = 100.0  # effective homologs; a column as deep is black
 _MAX_INCHES = 300.0  # Agg draws at most 2^16 pixels a side
 
 
@@ -24,16 +25,24 @@ def picture_format(path: str | Path) -> str:
 
 
 def draw_scan(
-    path: str | Path, scores: np.ndarray, sequence: str, *, letters: str, title: str, kind: str = "png"
+    path: str | Path,
+    scores: np.ndarray,
+    sequence: str,
+    *,
+    letters: str,
+    title: str,
+    kind: str = "png",
+    depth: np.ndarray | None = None,
 ) -> None:
     """Write the heat map of one scan.
 
     `scores` float [L, len(letters)] (0 is the wild type, drawn white and dotted; red is less likely, blue more,
-    on one symmetric scale that ends at the 99th percentile of |score|); `sequence` the L wild-type residues.
-    Long proteins are broken into panels, one under the other.
+    on one symmetric scale that ends at the 99th percentile of |score|); `sequence` the L wild-type residues;
+    `depth` [L], the effective number of homologs in each column, is a grey strip under the letters. Long proteins
+    are broken into panels, one under the other.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.colors import Normalize
+    from matplotlib.colors import Normalize, SymLogNorm
     from matplotlib.figure import Figure
 
     length = len(sequence)
@@ -48,7 +57,8 @@ def draw_scan(
     shown = np.abs(scores[np.isfinite(scores)])
     limit = float(np.percentile(shown, 99)) if len(shown) else 1.0
     scale = Normalize(-(limit or 1.0), limit or 1.0)
-    image = None
+    image, strip = None, None
+    last = len(letters) - 0.5
     for panel, ax in enumerate(axes):
         start = panel * per_panel
         part = sequence[start : start + per_panel]
@@ -58,13 +68,26 @@ def draw_scan(
             norm=scale,
             aspect="auto",
             interpolation="nearest",
-            extent=(start + 0.5, start + len(part) + 0.5, len(letters) - 0.5, -0.5),
+            extent=(start + 0.5, start + len(part) + 0.5, last, -0.5),
         )
+        if depth is not None:
+            strip = ax.imshow(
+                np.asarray(depth, dtype=float)[None, start : start + len(part)],
+                cmap="Greys",
+                norm=SymLogNorm(1.0, vmin=0.0, vmax=max(_DEEP, float(np.max(depth)))),
+                aspect="auto",
+                interpolation="nearest",
+                extent=(start + 0.5, start + len(part) + 0.5, last + 1.6, last + 0.4),
+            )
+            ax.set_ylim(last + 1.6, -0.5)
         known = [(start + i + 1, letters.index(a)) for i, a in enumerate(part) if a in letters]
         ax.plot([x for x, _ in known], [y for _, y in known], ".", color="black", markersize=3)
         # Panels share one scale of residues, so the last one is not stretched.
         ax.set_xlim(start + 0.5, start + widest + 0.5)
-        ax.set_yticks(range(len(letters)), list(letters), fontsize=7)
+        rows, names = [float(i) for i in range(len(letters))], list(letters)
+        if depth is not None:
+            rows, names = [*rows, last + 1.0], [*names, "homologs"]
+        ax.set_yticks(rows, names, fontsize=7)
         ax.set_ylabel("substitution")
         step = 10 if widest > 20 else 1
         ax.set_xticks([x for x in range(start + 1, start + len(part) + 1) if x % step == 0 or x == 1])
@@ -82,6 +105,9 @@ def draw_scan(
         image, ax=list(axes), extend="both", aspect=15 * panels, pad=0.01, shrink=min(1.0, 0.9)
     )
     bar.set_label("score (0: as likely as the wild type)")
+    if strip is not None:
+        under = figure.colorbar(strip, ax=list(axes), aspect=15 * panels, pad=0.01, shrink=0.9)
+        under.set_label("homologs in the column (effective number)")
     figure.savefig(
         path, format=kind, metadata={"Title": "bioseq scan"} if kind != "png" else {"Software": "bioseq"}
     )

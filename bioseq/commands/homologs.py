@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bioseq.cli import new_parser, positive_int
+from bioseq.commands import mixture
 
 if TYPE_CHECKING:
     from bioseq.homologs.hits import Hits
@@ -24,6 +25,7 @@ _EXAMPLES = {
     "build": "bioseq homologs build inhouse.fasta -o inhouse/ --licence proprietary",
     "search": "bioseq homologs search proteins.fasta -o hits.tsv",
     "align": "bioseq homologs align proteins.fasta -o alignments/",
+    "fit-mixture": "bioseq homologs fit-mixture esm2-8m --register esm2-8m",
 }
 COLUMNS = ("query", "hit", "identity", "coverage", "bits", "e_value")
 BATCH = 2000  # records that are searched together
@@ -80,12 +82,14 @@ def parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--threads", type=positive_int, default=None, help="CPU threads (default: all)")
         sub.add_argument("--force", action="store_true", help="replace an existing output")
+    mixture.add_options(add("fit-mixture", "fit how far a backbone is trusted beside homologs"))
     return p
 
 
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
-    return {"build": _build, "search": _search, "align": _align}[args.command](args)
+    runs = {"build": _build, "search": _search, "align": _align, "fit-mixture": mixture.run}
+    return runs[args.command](args)
 
 
 def _build(args: argparse.Namespace) -> int:

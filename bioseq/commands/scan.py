@@ -14,12 +14,14 @@ import numpy as np
 
 from bioseq.cli import new_parser
 from bioseq.commands.records import open_engine
-from bioseq.commands.score import add_scoring_options
+from bioseq.commands.score import add_scoring_options, homolog_options
 from bioseq.errors import OutputError
 
 if TYPE_CHECKING:
+    from bioseq.inference.variants import Scored
     from bioseq.sequences.fasta import Record
 
+_EVIDENCE = ("homologs", "column_homologs", "model_weight")
 MAX_PICTURES = 10
 EXAMPLE = """bioseq scan gb1.fasta -o scan.csv
   bioseq scan gb1.fasta --strategy wt-marginals -o scan.csv --picture scan.svg"""
@@ -34,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         "-o",
         "--output",
         required=True,
-        help="CSV file: id, position, wild_type, mutant, score; - is standard output",
+        help="CSV file: id, position, wild_type, mutant, score and the evidence; - is standard output",
     )
     group = p.add_mutually_exclusive_group()
     group.add_argument(
@@ -62,6 +64,7 @@ def main(argv: list[str]) -> int:
         check_free(path, force=args.force)
     if pictures and args.output != "-" and Path(args.output) in pictures:
         raise OutputError(f"table and picture would both be {args.output}.", hint="Name another picture.")
+    options = homolog_options(args)
     engine = open_engine(args)
     letters = _letters(engine)
     count = 0
@@ -73,15 +76,20 @@ def main(argv: list[str]) -> int:
             table = stack.enter_context(atomic_file(args.output, force=args.force))
             handle = stack.enter_context(open(table, "w", encoding="utf-8", newline=""))
         out = csv.writer(handle, lineterminator="\n")
-        out.writerow(["id", "position", "wild_type", "mutant", "score"])
         for record in itertools.chain(ahead, records):
-            scores = _scan(args, engine, record)
+            scored = _scan(args, engine, record, options)
             sequence = record.sequence.upper().removesuffix("*")
-            _write(out, record.id, sequence, scores, letters)
+            if count == 0:
+                evidence = () if scored.homologs is None else _EVIDENCE
+                out.writerow(["id", "position", "wild_type", "mutant", "score", *evidence])
+            _write(out, record.id, sequence, scored, letters)
             if count < len(pictures):
                 temporary = stack.enter_context(atomic_file(pictures[count], force=args.force))
                 title = f"{record.id or f'record {count + 1}'} · {_name(args, engine)} · {args.strategy}"
-                draw_scan(temporary, scores, sequence, letters=letters, title=title, kind=kind)
+                depth = None if scored.homologs is None else scored.homologs.depth
+                draw_scan(
+                    temporary, scored.values, sequence, letters=letters, title=title, kind=kind, depth=depth
+                )
             count += 1
     if args.output != "-":
         print(f"substitutions of {count} protein{'s' * (count > 1)} in {args.output}", file=sys.stderr)
@@ -112,12 +120,13 @@ def _name(args: argparse.Namespace, engine: Any) -> str:
     return str(getattr(engine, "name", args.model))
 
 
-def _scan(args: argparse.Namespace, engine: Any, record: Record) -> np.ndarray:
-    if args.server:
-        return np.asarray(
-            engine.scan(record, strategy=args.strategy, long_sequences=args.long_sequences), dtype=np.float32
-        )
+def _scan(args: argparse.Namespace, engine: Any, record: Record, options: dict[str, Any]) -> Scored:
     from bioseq.inference.scoring import scan_sites
+    from bioseq.inference.variants import Scored
+
+    if args.server:
+        values = engine.scan(record, strategy=args.strategy, long_sequences=args.long_sequences, **options)
+        return Scored(np.asarray(values, dtype=np.float32))
 
     scored = scan_sites(
         engine,
@@ -125,14 +134,17 @@ def _scan(args: argparse.Namespace, engine: Any, record: Record) -> np.ndarray:
         strategy=args.strategy,
         long_sequences=args.long_sequences,
         progress=len(record.sequence) > 50 and args.strategy != "wt-marginals",
+        **options,
     )
     for note in scored.notes:
         print(f"{record.source}: {record.id}: {note}", file=sys.stderr)
-    return scored.values
+    return scored
 
 
-def _write(out: Any, name: str, sequence: str, scores: np.ndarray, letters: str) -> None:
+def _write(out: Any, name: str, sequence: str, scored: Scored, letters: str) -> None:
+    told = scored.homologs
     for at, old in enumerate(sequence):
+        evidence = () if told is None else (told.number, f"{told.depth[at]:.6g}", f"{told.weight[at]:.6g}")
         for column, new in enumerate(letters):
             if new != old:
-                out.writerow([name, at + 1, old, new, f"{scores[at, column]:.6g}"])
+                out.writerow([name, at + 1, old, new, f"{scored.values[at, column]:.6g}", *evidence])

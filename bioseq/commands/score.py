@@ -21,12 +21,40 @@ from bioseq.errors import FastaError, InputError, MutationError, SpecError, Tabl
 from bioseq.sequences.fasta import Record
 
 if TYPE_CHECKING:
+    from bioseq.inference.evidence import Homologs
     from bioseq.sequences.mutations import Variant
 
 STRATEGIES = ("masked-marginals", "wt-marginals", "pseudo-log-likelihood")
 EXAMPLE = """bioseq score --wild-type gb1.fasta D40Y V39I:D40S -o -
   bioseq score --wild-type gb1.fasta mutants.txt -o scores.csv
   bioseq score --wild-type gb1.fasta assay.csv --column mutant --measured fitness -o scores.csv"""
+
+
+def add_homolog_options(p: argparse.ArgumentParser) -> None:
+    group = p.add_argument_group("homologs").add_mutually_exclusive_group()
+    group.add_argument(
+        "--homologs",
+        default="auto",
+        metavar="REF",
+        help="where homologs are searched: auto (the shipped reference set), none, default, or a folder made by "
+        "`bioseq homologs build`",
+    )
+    group.add_argument(
+        "--alignment",
+        metavar="FILE",
+        help="the homologs as an a3m, a2m or Stockholm file, instead of a search",
+    )
+
+
+def homolog_options(args: argparse.Namespace) -> dict[str, Any]:
+    """--homologs and --alignment as the Python API and the client take them. Raises `SpecError`."""
+    if args.alignment is None:
+        return {"homologs": args.homologs}
+    if args.server:
+        raise SpecError(
+            "an alignment is read on this machine only.", field="alignment", hint="Leave out --server."
+        )
+    return {"alignment": args.alignment}
 
 
 def add_scoring_options(p: argparse.ArgumentParser) -> None:
@@ -38,6 +66,7 @@ def add_scoring_options(p: argparse.ArgumentParser) -> None:
         default="error",
         help="over the model's limit: refuse, or score in the window around the mutated positions",
     )
+    add_homolog_options(p)
     p.add_argument("--force", action="store_true", help="replace an existing output")
     add_engine_options(p)
     add_server_options(p)
@@ -61,7 +90,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="FASTA|SEQUENCE",
         help="a FASTA file of one record, or its residues",
     )
-    p.add_argument("-o", "--output", required=True, help="CSV file: mutant, score; - is standard output")
+    p.add_argument(
+        "-o", "--output", required=True, help="CSV file: mutant, score and the evidence; - is standard output"
+    )
     p.add_argument(
         "--column",
         help="the table's column of variants; default: 'mutant', else whole sequences in 'sequence'",
@@ -88,16 +119,18 @@ def main(argv: list[str]) -> int:
     wild_type = read_wild_type(args.wild_type)
     asked = _read_mutants(args, wild_type.sequence)
     names = [str(v) for v in asked.variants]
-    values = _score(args, wild_type, names)
+    values, evidence = _score(args, wild_type, asked.variants)
     target: Any = nullcontext(None) if args.output == "-" else atomic_file(args.output, force=args.force)
     with target as temporary:
         handle = sys.stdout if temporary is None else open(temporary, "w", encoding="utf-8", newline="")  # noqa: SIM115
         try:
             out = csv.writer(handle, lineterminator="\n")
-            out.writerow(["mutant", "score", *([args.measured] if args.measured else [])])
+            head = ["homologs", "effective_homologs", "model_weight"] if evidence else []
+            out.writerow(["mutant", "score", *head, *([args.measured] if args.measured else [])])
             for i, (name, value) in enumerate(zip(names, values, strict=True)):
+                stood = _evidence(evidence, asked.variants[i]) if evidence else []
                 seen = [_number(asked.measured[i])] if args.measured else []
-                out.writerow([name, _number(value), *seen])
+                out.writerow([name, _number(value), *stood, *seen])
         finally:
             if temporary is not None:
                 handle.close()
@@ -129,23 +162,41 @@ def _correlation(measured: np.ndarray, values: np.ndarray, column: str) -> str:
     )
 
 
-def _score(args: argparse.Namespace, wild_type: Record, names: list[str]) -> Sequence[float]:
+def _evidence(homologs: Homologs, variant: Variant) -> list[str]:
+    """Number, effective number, and the model's mean weight at the variant's positions (at all, for WT)."""
+    places = [m.position - 1 for m in variant.changes] or slice(None)
+    return [
+        str(homologs.number),
+        _number(homologs.effective),
+        _number(float(homologs.weight[places].mean())),
+    ]
+
+
+def _score(
+    args: argparse.Namespace, wild_type: Record, variants: list[Variant]
+) -> tuple[Sequence[float], Homologs | None]:
+    options = homolog_options(args)
     engine = open_engine(args)
     if args.server:
-        return engine.score(wild_type, names, strategy=args.strategy, long_sequences=args.long_sequences)
+        names = [str(v) for v in variants]
+        scores = engine.score(
+            wild_type, names, strategy=args.strategy, long_sequences=args.long_sequences, **options
+        )
+        return scores, None
     from bioseq.inference.scoring import score_variants
 
     scored = score_variants(
         engine,
         wild_type,
-        names,
+        variants,
         strategy=args.strategy,
         long_sequences=args.long_sequences,
-        progress=len(names) > 50,
+        progress=len(variants) > 50,
+        **options,
     )
     for note in scored.notes:
         print(f"{wild_type.id or 'wild type'}: {note}", file=sys.stderr)
-    return scored.values.tolist()
+    return scored.values.tolist(), scored.homologs
 
 
 # ------------------------------------------------------------------------------------------------- reading

@@ -51,6 +51,7 @@ def load(
         )
     from bioseq.backbones.storage import load_backbone, weights_hash
     from bioseq.bundles.registry import Registry
+    from bioseq.inference.evidence import Mixture
 
     registry = registry or Registry()
     bundle = open_bundle(path) if is_path else registry.resolve(str(name_or_path), kind="backbone")
@@ -71,4 +72,5 @@ def load(
         threads=threads,
         budget=budget,
         registry=registry,
+        mixture=Mixture.of(bundle),
     )

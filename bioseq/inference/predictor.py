@@ -13,6 +13,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +28,8 @@ from bioseq.errors import BioseqError, ResourceError, SequenceError, SequenceToo
 from bioseq.heads.head import Head, check_base
 from bioseq.inference import batching
 from bioseq.inference.batching import SPECIAL_TOKENS, Window
+from bioseq.inference.evidence import Mixture, residue_probabilities
+from bioseq.inference.homologs import HomologsOption, find_homologs
 from bioseq.inference.lanes import in_order
 from bioseq.inference.query import Part, Query, Result, Segment, merge
 from bioseq.inference.runner import BatchRunner
@@ -64,6 +67,7 @@ class Predictor:
         threads: int | None = None,
         budget: int | None = None,
         registry: Registry | None = None,
+        mixture: Mixture | None = None,
     ):
         if dtype not in DTYPES:
             raise SpecError(f"{dtype!r} is not one of {', '.join(DTYPES)}.", field="dtype")
@@ -80,6 +84,7 @@ class Predictor:
         self.dtype = dtype
         self.encoder = encoder.to(self.device, DTYPES[dtype]).eval().requires_grad_(False)
         self.registry = registry
+        self.mixture = mixture or Mixture()
         self.heads: dict[str, Head] = {}
         self._runner = BatchRunner(self.encoder, self.alphabet, self.heads, self.device)
         self.max_residues = self.config.max_residues
@@ -251,7 +256,7 @@ class Predictor:
 
     # ------------------------------------------------------------- public API
 
-    def _queries(self, seqs: Iterable[str | Record] | str, **options: Any) -> list[Query]:
+    def _queries(self, seqs: Iterable[str | Record], **options: Any) -> list[Query]:
         if isinstance(seqs, str):
             raise SpecError("give a list of sequences, not one string.", field="seqs")
         return [self.prepare(s, index=i, **options) for i, s in enumerate(seqs)]
@@ -290,13 +295,27 @@ class Predictor:
         seqs: Iterable[str | Record],
         *,
         long_sequences: LongSequences = "error",
+        homologs: HomologsOption = "auto",
+        alignment: str | Path | None = None,
         progress: bool = False,
     ) -> list[np.ndarray]:
-        """LM logits of every residue, a list of float32 [L_i, V]; "<mask>" in a sequence is a mask token."""
+        """LM logits of every residue, a list of float32 [L_i, V]; "<mask>" in a sequence is a mask token.
+
+        With `homologs` (default, or a reference set) they are log-probabilities of model and homologs together;
+        masked residues are hidden from the search too. `alignment` is a file of one sequence's homologs instead.
+        """
         if not self.has_lm_head:
             raise BioseqError(f"{self.name} has no language-model head: it can embed only.")
+        seqs = seqs if isinstance(seqs, str) else list(seqs)
         queries = self._queries(seqs, logits="all", long_sequences=long_sequences)
-        return [r.logits for r in self._run(queries, "logits", progress)]  # type: ignore[misc]
+        found = find_homologs(self, seqs, homologs, alignment, auto="none")
+        logits: list[np.ndarray] = [r.logits for r in self._run(queries, "logits", progress)]  # type: ignore[misc]
+        if found is None:
+            return logits
+        return [
+            residue_probabilities(raw, one, self.mixture, self.alphabet)
+            for raw, one in zip(logits, found, strict=True)
+        ]
 
     def predict(
         self,

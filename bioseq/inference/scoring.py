@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from bioseq.inference.homologs import HomologsOption, find_one
 from bioseq.inference.variants import Model, Plan, Scored, WildType, plan_scan, plan_scores
 from bioseq.progress import Progress
 from bioseq.sequences.fasta import Record
@@ -21,12 +23,21 @@ def score_variants(
     *,
     strategy: str = "masked-marginals",
     long_sequences: str = "error",
+    homologs: HomologsOption = "auto",
+    alignment: str | Path | None = None,
     progress: bool = False,
 ) -> Scored:
-    """Scores float64 [len(mutants)] in input order, with notes; higher is more likely. All variants are checked
-    before any is scored. Raises `MutationError`, `SequenceError`, `SpecError`."""
+    """Scores float64 [len(mutants)] in input order, with notes and evidence; higher is more likely. All variants
+    are checked before any is scored.
+
+    `homologs` is auto (the shipped reference set), none, default, a reference set, or ready ones (`Found`);
+    `alignment` is an a3m, a2m or Stockholm file of the wild type's homologs instead. Raises `MutationError`,
+    `SequenceError`, `SpecError`, and what a search raises.
+    """
     wild = WildType.prepare(model, wild_type, strategy, long_sequences)
-    return Scored(_scores(wild, wild.read(mutants), progress), wild.notes)
+    variants = wild.read(mutants)
+    wild = wild.with_homologs(find_one(model, wild_type, homologs, alignment))
+    return wild.scored(_scores(wild, variants, progress))
 
 
 def scan_sites(
@@ -35,15 +46,19 @@ def scan_sites(
     *,
     strategy: str = "masked-marginals",
     long_sequences: str = "error",
+    homologs: HomologsOption = "auto",
+    alignment: str | Path | None = None,
     progress: bool = False,
 ) -> Scored:
-    """All single substitutions: float32 [L, 20], letters in the order of `alphabet.standard`, wild type 0."""
+    """All single substitutions: float32 [L, 20], letters in the order of `alphabet.standard`, wild type 0. Options
+    as in `score_variants`."""
     wild = WildType.prepare(model, sequence, strategy, long_sequences)
+    wild = wild.with_homologs(find_one(model, sequence, homologs, alignment))
     if strategy == "pseudo-log-likelihood":
-        return Scored(wild.fold(_scores(wild, wild.singles(), progress)), wild.notes)
+        return wild.scored(wild.fold(_scores(wild, wild.singles(), progress)))
     plan = plan_scan(wild)
     with Progress(len(plan.queries), "scanning", unit="passes", enabled=progress) as bar:
-        return Scored(_run(model, [(plan, len(plan.queries))], bar)[0], wild.notes)
+        return wild.scored(_run(model, [(plan, len(plan.queries))], bar)[0])
 
 
 def _scores(wild: WildType, variants: list[Variant], progress: bool) -> np.ndarray:

@@ -41,6 +41,7 @@ import numpy as np
 
 from bioseq.errors import BioseqError, IllegalResidueError, MutationError, SpecError
 from bioseq.inference.batching import Window
+from bioseq.inference.evidence import Evidence, Found, Homologs, Mixture, log_softmax
 from bioseq.inference.query import Query, Result
 from bioseq.progress import Progress
 from bioseq.sequences.alphabet import Alphabet
@@ -57,19 +58,22 @@ class Model(Protocol):
     name: str
     alphabet: Alphabet
     max_residues: int
+    mixture: Mixture
 
     @property
     def has_lm_head(self) -> bool: ...
-    def prepare(self, sequence: str | Record, *, logits: str | None, long_sequences: Any) -> Query: ...
+    def prepare(self, sequence: str | Record, *, logits: Any, long_sequences: Any) -> Query: ...
     def run(self, queries: Sequence[Query], *, progress: Progress | None = None) -> list[Result]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """`values` float64 [variants], or float32 [L, 20] of a scan; `notes` say what was done to the sequence."""
+    """`values` float64 [variants], or float32 [L, 20] of a scan; `notes` say what was done to the sequence and
+    which evidence there was; `homologs` is None where none were asked for."""
 
     values: np.ndarray
     notes: tuple[str, ...] = ()
+    homologs: Homologs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +86,15 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class WildType:
-    """A wild type that was checked for a strategy. `query` asks for the logits of all its residues."""
+    """A wild type that was checked for a strategy. `query` asks for the logits of all its residues; `evidence` is
+    mixed into every probability."""
 
     model: Model
     strategy: str
     query: Query
     letters: str
     notes: tuple[str, ...]
+    evidence: Evidence | None = None
 
     @classmethod
     def prepare(
@@ -118,6 +124,13 @@ class WildType:
             notes.append(f"the wild type has {', '.join(odd)}: scores there are relative to that token")
         return cls(model, strategy, query, letters, tuple(notes))
 
+    def with_homologs(self, found: Found | None) -> WildType:
+        """With the homologs of this wild type as evidence. Raises `SpecError` for those of another sequence."""
+        if found is None:
+            return self
+        evidence = Evidence.of(found, self.model.mixture, len(self.query.ids))
+        return replace(self, notes=(*self.notes, evidence.note), evidence=evidence)
+
     def read(self, mutants: Sequence[str | Variant]) -> list[Variant]:
         """All variants, each checked against this wild type. Raises `MutationError`."""
         if isinstance(mutants, str):
@@ -127,6 +140,9 @@ class WildType:
 
     def singles(self) -> list[Variant]:
         return singles(self.letters, self.model.alphabet)
+
+    def scored(self, values: np.ndarray) -> Scored:
+        return Scored(values, self.notes, None if self.evidence is None else self.evidence.summary())
 
     def fold(self, values: np.ndarray) -> np.ndarray:
         """Scores in the order of `singles` as float32 [L, 20], wild type 0."""
@@ -138,27 +154,50 @@ class WildType:
 
 @dataclass(slots=True)
 class _Contexts:
-    """Distinct masked contexts of one wild type, each with the places whose logits it must give."""
+    """Distinct contexts of one wild type. Each gives the logits of some residues, one row a residue, row after
+    row; `places` are the residues, by context, and `first` each context's first row."""
 
     wild: WildType
     queries: list[Query] = field(default_factory=list)
+    places: list[np.ndarray] = field(default_factory=list)
+    first: list[int] = field(default_factory=list)
     known: dict[bytes, int] = field(default_factory=dict)
 
     def add(self, ids: np.ndarray, masked: Sequence[int]) -> int:
-        """The context of `ids` with the residues `masked` (zero-based, ascending) masked. Its logits come in
-        the order of `masked`."""
+        """The first row of the context of `ids` with the residues `masked` (zero-based, ascending) masked; its
+        rows are in the order of `masked`."""
         window = window_around(masked[0], masked[-1], len(ids), self.wild.model.max_residues)
         cut = ids[window.start : window.end].copy()
         places = np.asarray(masked, dtype=np.int64) - window.start
         cut[places] = self.wild.model.alphabet.mask_id
-        # The window's start is not part of the key: equal residues give equal logits wherever they were cut.
-        key = places.tobytes() + b"|" + cut.tobytes()
+        # Equal residues give equal logits wherever they were cut, but homologs belong to a place.
+        start = b"" if self.wild.evidence is None else window.start.to_bytes(8, "little")
+        key = places.tobytes() + b"|" + cut.tobytes() + start
         if key not in self.known:
-            self.known[key] = len(self.queries)
-            self.queries.append(
-                replace(self.wild.query, ids=cut, logits_at=places, cover=[Window(0, len(cut))], overlap=0)
+            query = replace(
+                self.wild.query, ids=cut, logits_at=places, cover=[Window(0, len(cut))], overlap=0
             )
+            self.known[key] = self._append(query, places + window.start)
         return self.known[key]
+
+    def add_whole(self) -> None:
+        """The wild type as it is, all residues: row i is residue i."""
+        self._append(self.wild.query, np.arange(len(self.wild.query.ids)))
+
+    def _append(self, query: Query, places: np.ndarray) -> int:
+        row = self.first[-1] + len(self.places[-1]) if self.first else 0
+        self.queries.append(query)
+        self.places.append(places)
+        self.first.append(row)
+        return row
+
+    def log_p(self, results: Sequence[Result]) -> np.ndarray:
+        """Log-probabilities float64 [rows, V], mixed with the evidence."""
+        logs = log_softmax(np.concatenate([r.logits for r in results]))
+        if self.wild.evidence is None:
+            return logs
+        places = np.concatenate(self.places)
+        return self.wild.evidence.mix(logs, places, self.wild.model.alphabet, self.wild.query.ids)
 
 
 def window_around(first: int, last: int, length: int, limit: int) -> Window:
@@ -177,21 +216,14 @@ def window_around(first: int, last: int, length: int, limit: int) -> Window:
     return Window(start, start + limit)
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """float64, over the last axis."""
-    x = logits.astype(np.float64)
-    x -= x.max(axis=-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
-
-
 def plan_scores(wild: WildType, variants: Sequence[Variant]) -> Plan:
     """What must be computed to score these variants of `wild`, as `WildType.read` gives them. Cheap, no torch."""
     alphabet, ids = wild.model.alphabet, wild.query.ids
     contexts = _Contexts(wild)
-    # One term a row: which variant, which context, which row of its logits, which token, plus or minus.
-    terms: list[tuple[int, int, int, int, float]] = []
+    # One term each: which variant, which row of the log-probabilities, which token, plus or minus.
+    terms: list[tuple[int, int, int, float]] = []
     if wild.strategy == "wt-marginals" and any(v.changes for v in variants):
-        contexts.queries.append(wild.query)
+        contexts.add_whole()
     for number, variant in enumerate(variants):
         places = [m.position - 1 for m in variant.changes]
         tokens = [alphabet.id(m.mutant) for m in variant.changes]
@@ -200,25 +232,25 @@ def plan_scores(wild: WildType, variants: Sequence[Variant]) -> Plan:
         if wild.strategy == "pseudo-log-likelihood":
             terms += _pll_terms(contexts, number, places, tokens)
             continue
-        context = 0 if wild.strategy == "wt-marginals" else contexts.add(ids, places)
-        for row, (place, token) in enumerate(zip(places, tokens)):
-            at = place if wild.strategy == "wt-marginals" else row
-            terms.append((number, context, at, token, 1.0))
-            terms.append((number, context, at, int(ids[place]), -1.0))
+        first = 0 if wild.strategy == "wt-marginals" else contexts.add(ids, places)
+        for at, (place, token) in enumerate(zip(places, tokens)):
+            row = place if wild.strategy == "wt-marginals" else first + at
+            terms.append((number, row, token, 1.0))
+            terms.append((number, row, int(ids[place]), -1.0))
 
     def finish(results: Sequence[Result]) -> Scored:
         values = np.zeros(len(variants), dtype=np.float64)
-        logs = [log_softmax(_given(r)) for r in results]
-        for number, context, row, token, sign in terms:
-            values[number] += sign * logs[context][row, token]
-        return Scored(values, wild.notes)
+        if terms:
+            numbers, rows, tokens, signs = (np.array(column) for column in zip(*terms))
+            np.add.at(values, numbers, signs * contexts.log_p(results)[rows, tokens])
+        return wild.scored(values)
 
     return Plan(contexts.queries, finish)
 
 
 def _pll_terms(
     contexts: _Contexts, number: int, places: list[int], tokens: list[int]
-) -> Iterator[tuple[int, int, int, int, float]]:
+) -> Iterator[tuple[int, int, int, float]]:
     """PLL(variant) - PLL(wild type); terms that stand in both (far-off windows) are left out."""
     ids = contexts.wild.query.ids
     mutated = ids.copy()
@@ -227,8 +259,8 @@ def _pll_terms(
         window = window_around(i, i, len(ids), contexts.wild.model.max_residues)
         if not any(window.start <= p < window.end for p in places):
             continue
-        yield (number, contexts.add(mutated, [i]), 0, int(mutated[i]), 1.0)
-        yield (number, contexts.add(ids, [i]), 0, int(ids[i]), -1.0)
+        yield (number, contexts.add(mutated, [i]), int(mutated[i]), 1.0)
+        yield (number, contexts.add(ids, [i]), int(ids[i]), -1.0)
 
 
 def plan_scan(wild: WildType) -> Plan:
@@ -236,26 +268,18 @@ def plan_scan(wild: WildType) -> Plan:
     marginals, about 19 L^2 by pseudo-log-likelihood."""
     if wild.strategy == "pseudo-log-likelihood":
         plan = plan_scores(wild, wild.singles())
-        return Plan(plan.queries, lambda results: Scored(wild.fold(plan.finish(results).values), wild.notes))
+        return Plan(plan.queries, lambda results: wild.scored(wild.fold(plan.finish(results).values)))
     ids, standard = wild.query.ids, wild.model.alphabet.standard_ids
     contexts = _Contexts(wild)
-    which = [0] * len(ids)
+    places = np.arange(len(ids))
     if wild.strategy == "wt-marginals":
-        contexts.queries.append(wild.query)
+        contexts.add_whole()
+        rows = places
     else:
-        which = [contexts.add(ids, [i]) for i in range(len(ids))]
+        rows = np.array([contexts.add(ids, [i]) for i in range(len(ids))])
 
     def finish(results: Sequence[Result]) -> Scored:
-        if wild.strategy == "wt-marginals":
-            logs = log_softmax(_given(results[0]))
-        else:
-            logs = log_softmax(np.stack([_given(results[c])[0] for c in which]))
-        rows = np.arange(len(ids))
-        return Scored((logs[:, standard] - logs[rows, ids][:, None]).astype(np.float32), wild.notes)
+        logs = contexts.log_p(results)[rows]
+        return wild.scored((logs[:, standard] - logs[places, ids][:, None]).astype(np.float32))
 
     return Plan(contexts.queries, finish)
-
-
-def _given(result: Result) -> np.ndarray:
-    assert result.logits is not None
-    return result.logits

@@ -24,6 +24,7 @@ from bioseq.errors import (
     SpecError,
 )
 from bioseq.inference import scoring
+from bioseq.inference.evidence import Mixture
 from bioseq.inference.predictor import Predictor
 from bioseq.inference.query import Result
 from bioseq.inference.scoring import scan_sites, score_variants
@@ -38,11 +39,11 @@ WILD = "MKTAYIAKQRQISFVKSHFSRQ"
 
 
 def score(model, *args, **options) -> list[float]:
-    return score_variants(model, *args, **options).values.tolist()
+    return score_variants(model, *args, homologs="none", **options).values.tolist()
 
 
 def scan(model, *args, **options) -> np.ndarray:
-    return scan_sites(model, *args, **options).values
+    return scan_sites(model, *args, homologs="none", **options).values
 
 
 def scores_plan(model, wild_type, mutants, strategy="masked-marginals") -> Plan:
@@ -135,6 +136,7 @@ class Toy:
         self.alphabet = protein()
         self.name = "toy"
         self.has_lm_head = True
+        self.mixture = Mixture()
         self.seen: list[tuple[bytes, int]] = []
         self.prepare = Predictor.prepare.__get__(self)
 
@@ -284,11 +286,11 @@ def test_no_variants_no_scores():
 
 
 def test_notes_tell_what_was_done():
-    scored = score_variants(Toy(), "MKXAJL*", ["M1A"])
+    scored = score_variants(Toy(), "MKXAJL*", ["M1A"], homologs="none")
     assert any("stop codon" in n for n in scored.notes)
     assert any("J read as X" in n for n in scored.notes)
     assert any("has J, X" in n for n in scored.notes)
-    assert score_variants(Toy(), WILD.lower(), ["T3S"]).notes == ()
+    assert score_variants(Toy(), WILD.lower(), ["T3S"], homologs="none").notes == ()
     assert score(Toy(), WILD.lower(), ["T3S"]) == score(Toy(), WILD, ["T3S"])
 
 
@@ -314,7 +316,9 @@ def test_long_wild_types_are_refused_or_windowed_and_told():
     with pytest.raises(SequenceTooLongError, match="22 residues; the limit is 10"):
         score(toy, WILD, ["T3S"])
     for strategy in ("masked-marginals", "pseudo-log-likelihood"):
-        scored = score_variants(toy, WILD, ["T3S", "H18A:S17G"], strategy=strategy, long_sequences="window")
+        scored = score_variants(
+            toy, WILD, ["T3S", "H18A:S17G"], strategy=strategy, long_sequences="window", homologs="none"
+        )
         assert any("10 residues around its masked positions" in n for n in scored.notes)
         assert np.abs(scored.values).min() > 1e-6
     with pytest.raises(MutationError, match="positions 1 and 22 do not fit"):
@@ -385,7 +389,7 @@ def brute(model: Predictor, wild_type: str, text: str, strategy: str) -> float:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_packed_batched_way_equals_one_sequence_at_a_time(model, strategy):
     texts = ["T3S", "M1A:Q22W", "A4G:Y5F:I6V", "K8R"]
-    got = model.score(WILD, texts, strategy=strategy)
+    got = model.score(WILD, texts, strategy=strategy, homologs="none")
     want = [brute(model, WILD, t, strategy) for t in texts]
     assert min(map(abs, want)) > 1e-3
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5)
@@ -393,9 +397,9 @@ def test_the_packed_batched_way_equals_one_sequence_at_a_time(model, strategy):
 
 def test_scores_do_not_depend_on_the_other_variants_or_their_order(model):
     every = [str(v) for v in singles(WILD)]
-    table = dict(zip(every, model.score(WILD, every)))
-    alone = {t: model.score(WILD, [t])[0] for t in every[::37]}
-    turned = dict(zip(every[::-1], model.score(WILD, every[::-1])))
+    table = dict(zip(every, model.score(WILD, every, homologs="none")))
+    alone = {t: model.score(WILD, [t], homologs="none")[0] for t in every[::37]}
+    turned = dict(zip(every[::-1], model.score(WILD, every[::-1], homologs="none")))
     for text, value in alone.items():
         assert table[text] == pytest.approx(value, abs=2e-5)
     np.testing.assert_allclose([turned[t] for t in every], [table[t] for t in every], atol=2e-5)
@@ -403,7 +407,7 @@ def test_scores_do_not_depend_on_the_other_variants_or_their_order(model):
 
 def test_scan_of_a_real_protein(model):
     record = next(r for r in read_fasta(DATA / "proteins_30_1000.fasta") if len(r.sequence) < 80)
-    table = model.scan(record)
+    table = model.scan(record, homologs="none")
     assert table.shape == (len(record.sequence), 20)
     assert np.isfinite(table).all() and table.std() > 1e-3
     wild = np.array([STANDARD.index(a) for a in record.sequence])
@@ -413,7 +417,9 @@ def test_scan_of_a_real_protein(model):
 def test_wt_marginals_of_a_long_sequence_use_the_tapered_windows(model):
     short = Predictor(model.encoder, name="short", threads=1)
     short.max_residues = 16
-    scored = score_variants(short, WILD, ["A4G", "R21K"], strategy="wt-marginals", long_sequences="window")
+    scored = score_variants(
+        short, WILD, ["A4G", "R21K"], strategy="wt-marginals", long_sequences="window", homologs="none"
+    )
     assert any("2 windows of 16" in n for n in scored.notes)
     (logits,) = short.logits([WILD], long_sequences="window")
     table = torch.log_softmax(torch.from_numpy(logits).double(), -1).numpy()
@@ -426,7 +432,7 @@ def test_errors_name_the_record(model):
     with pytest.raises(
         IllegalResidueError, match=r"p53.fasta:1: record 'p53': illegal residue at position 3"
     ):
-        model.scan(Record("p53", "MK!L", "p53.fasta:1"))
+        model.scan(Record("p53", "MK!L", "p53.fasta:1"), homologs="none")
 
 
 def test_the_gb1_table_parses_and_scores(model):
@@ -451,13 +457,13 @@ def test_plans_of_many_requests_may_share_one_run(model):
         first.finish(results[: len(first.queries)]).values,
         second.finish(results[len(first.queries) :]).values,
     )
-    np.testing.assert_allclose(mixed[0], model.score(WILD, ["A4G", "K8R"]), atol=2e-5)
-    np.testing.assert_allclose(mixed[1], model.scan(WILD[:12]), atol=2e-5)
+    np.testing.assert_allclose(mixed[0], model.score(WILD, ["A4G", "K8R"], homologs="none"), atol=2e-5)
+    np.testing.assert_allclose(mixed[1], model.scan(WILD[:12], homologs="none"), atol=2e-5)
 
 
 def test_one_letter_proteins_can_be_scored(model):
     for strategy, letter in itertools.product(STRATEGIES, "MW"):
-        assert np.isfinite(model.score(letter, [f"{letter}1A"], strategy=strategy)).all()
+        assert np.isfinite(model.score(letter, [f"{letter}1A"], strategy=strategy, homologs="none")).all()
 
 
 def test_variant_is_frozen():
@@ -493,4 +499,4 @@ def test_masked_marginals_equal_those_of_transformers_on_the_same_weights(model,
             )
         )
     assert np.std(want) > 1e-2
-    np.testing.assert_allclose(model.score(wild, texts), [float(w) for w in want], atol=5e-5)
+    np.testing.assert_allclose(model.score(wild, texts, homologs="none"), [float(w) for w in want], atol=5e-5)

@@ -57,7 +57,7 @@ def site_context(parts: dict[str, Labels], predictor: Predictor, *, masked_margi
     odds = None
     if masked_marginal and predictor.encoder.lm_head is not None and len(wild) <= predictor.max_residues:
         say(f"masked marginals of the wild type, {len(wild)} passes")
-        odds = np.asarray(predictor.scan(wild, strategy="masked-marginals"), np.float32)
+        odds = np.asarray(predictor.scan(wild, strategy="masked-marginals", homologs="none"), np.float32)
     return Context(wild, sites, odds)
 
 

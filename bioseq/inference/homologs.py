@@ -1,0 +1,76 @@
+"""From the option `homologs` to what is found: what is searched, and for which sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bioseq.errors import SpecError
+from bioseq.homologs.alignment import read_alignment
+from bioseq.homologs.door import Homologs
+from bioseq.homologs.profile import profile
+from bioseq.homologs.reference import ReferenceSet
+from bioseq.homologs.settings import SearchSettings
+from bioseq.inference.evidence import Found
+from bioseq.inference.variants import Model
+from bioseq.sequences.fasta import Record
+
+NEAR_COPIES = 0.95
+HomologsOption = str | Path | ReferenceSet | Found
+
+
+def find_homologs(
+    model: Model,
+    sequences: Sequence[str | Record],
+    homologs: HomologsOption,
+    alignment: str | Path | None = None,
+    *,
+    auto: str,
+    variants: bool = False,
+    threads: int | None = None,
+) -> list[Found] | None:
+    """The homologs of each sequence, or None where none are asked for.
+
+    `homologs` is none, default, a reference set (its folder), those of one sequence, or auto: then it is `auto`,
+    and none for another alphabet than that of proteins. `alignment` is a file of the homologs of one sequence.
+    For `variants` hits above 95 % identity are left out: they only tell the wild type again, and a score must not
+    depend on whether the protein itself is in the reference set.
+    Raises `SpecError`, and what a search or the reading of an alignment raises.
+    """
+    if alignment is not None:
+        if homologs != "auto":
+            raise SpecError("give either homologs or an alignment.", field="alignment")
+        hits = read_alignment(alignment, _only(sequences))
+        return [Found(profile(hits), Path(alignment).name)]
+    if isinstance(homologs, Found):
+        _only(sequences)
+        return [homologs]
+    proteins = model.alphabet.name == "protein"
+    if homologs == "auto":
+        homologs = auto if proteins else "none"
+    if homologs == "none":
+        return None
+    if not proteins:
+        raise SpecError(
+            f"{model.name} reads {model.alphabet.name}; homologs are searched for proteins.", field="homologs"
+        )
+    settings = SearchSettings(exclude_above_identity=NEAR_COPIES if variants else None)
+    room = Homologs(homologs, settings=settings, threads=threads)
+    return [Found(found, room.reference.name) for found in room.profiles(sequences)]
+
+
+def find_one(
+    model: Model, sequence: str | Record, homologs: HomologsOption, alignment: str | Path | None
+) -> Found | None:
+    """The homologs of a sequence whose variants are scored: by default those in the shipped reference set."""
+    found = find_homologs(model, [sequence], homologs, alignment, auto="default", variants=True)
+    return None if found is None else found[0]
+
+
+def _only(sequences: Sequence[str | Record]) -> str | Record:
+    if len(sequences) != 1:
+        raise SpecError(
+            f"{len(sequences)} sequences were given; an alignment or ready homologs belong to one.",
+            field="homologs",
+        )
+    return sequences[0]
