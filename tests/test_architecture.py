@@ -16,8 +16,6 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("bioseq", "training", "serving")
 
-ROOMS_WITHOUT_DOCSTRING = {"bioseq/homologs"}  # entries only ever leave this list
-
 
 def run(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
@@ -86,7 +84,7 @@ def test_rooms_are_small() -> None:
 def test_every_room_says_what_it_is_for_in_five_lines() -> None:
     for folder in folders():
         name = folder.relative_to(ROOT).as_posix()
-        if name in {"bioseq", *ROOMS_WITHOUT_DOCSTRING}:  # bioseq's is the package's front page
+        if name == "bioseq":  # bioseq's is the package's front page
             continue
         docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
         assert docstring and len(docstring.splitlines()) <= 5, name

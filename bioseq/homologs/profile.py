@@ -20,16 +20,16 @@ Axes: L places, N hits, B classes of identity to the query, 20 residues in the o
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from bioseq.homologs.database import LETTERS, OTHER
 from bioseq.homologs.hits import Hits, encode
 from bioseq.homologs.matrix import BACKGROUND, evolved
+from bioseq.specs.reading import build, parse
 
 MAX_SEQUENCES = 1000  # sequences that are weighted; more add time and little else
 _REACH = 96  # places over which local composition is taken
@@ -58,12 +58,7 @@ class ProfileParameters:
 
     @classmethod
     def from_json(cls, text: str) -> ProfileParameters:
-        given = json.loads(text)
-        values: dict[str, Any] = {}
-        for field in fields(cls):
-            value = given[field.name]
-            values[field.name] = tuple(value) if isinstance(value, list) else value
-        return cls(**values)
+        return build(cls, parse(text, "the profile's parameters"))
 
 
 @cache

@@ -14,19 +14,21 @@ import lzma
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from bioseq.compression import DAMAGED, unpacked
 from bioseq.errors import OutputError, ReferenceSetError, SequenceError
 from bioseq.output import atomic_folder
 from bioseq.sequences.alphabet import protein
 from bioseq.sequences.fasta import Record
+from bioseq.specs.reading import build, read_file
 
 FORMAT = 1
 LONGEST = 65_000  # residues; MMseqs2 cuts at 65,535
 SHIPPED = Path(__file__).parent / "default"
-_OPENERS: dict[str, Any] = {"xz": lzma.open, "gz": gzip.open}
+_KINDS = {"xz": "xz", "gz": "gzip"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ def build_reference(
     `pack` is "gz" (fast) or "xz" (a fifth smaller, twenty times slower). Sequences over 65,000 residues are left
     out and counted. Raises `SequenceError` (naming the record), `OutputError`, `ReferenceSetError` for no sequence.
     """
-    if pack not in _OPENERS:
+    if pack not in _KINDS:
         raise ValueError(f"pack is {pack!r}; use gz or xz")
     alphabet = protein()
     letters = alphabet.tokens
@@ -173,13 +175,13 @@ class ReferenceSet:
     def _unpacked(self) -> Iterator[IO[bytes]]:
         path = self.folder / self.manifest.file
         try:
-            with _OPENERS[path.suffix[1:]](path, "rb") as handle:
-                yield handle
+            with open(path, "rb") as raw:
+                yield unpacked(raw, _KINDS[path.suffix[1:]])
         except FileNotFoundError:
             raise ReferenceSetError(
                 f"{path} is not there any more.", hint="Put the reference set back, or build it again."
             ) from None
-        except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
+        except DAMAGED as error:
             raise ReferenceSetError(
                 f"{path} is damaged: {error}.", hint="Fetch or build it again."
             ) from error
@@ -261,20 +263,11 @@ def _read_manifest(folder: Path) -> ReferenceManifest:
             code="homologs.not_found",
             hint="Name 'default' or a folder made by: bioseq homologs build FASTA -o FOLDER",
         )
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-        known = {f.name for f in fields(ReferenceManifest)}
-        unknown = sorted(set(given) - known)
-        if unknown:
-            raise ReferenceSetError(
-                f"{path}: unknown key {unknown[0]!r}.", hint="A newer bioseq made it, perhaps."
-            )
-        if given.get("format") != FORMAT:
-            raise ReferenceSetError(f"{path}: format {given.get('format')!r}; this bioseq reads {FORMAT}.")
-        manifest = ReferenceManifest(**given)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ReferenceSetError(f"{path} cannot be read: {error}.", hint="Build the set again.") from error
-    if manifest.file not in {f"sequences.fasta.{pack}" for pack in _OPENERS}:
+    given = read_file(path, error=ReferenceSetError)
+    if isinstance(given, dict) and given.get("format") != FORMAT:
+        raise ReferenceSetError(f"{path}: format {given.get('format')!r}; this bioseq reads {FORMAT}.")
+    manifest = build(ReferenceManifest, given, error=ReferenceSetError, where=str(path))
+    if manifest.file not in {f"sequences.fasta.{pack}" for pack in _KINDS}:
         raise ReferenceSetError(f"{path}: file is {manifest.file!r}; it must be sequences.fasta.gz or .xz.")
     return manifest
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 from bioseq.errors import SpecError
+from bioseq.specs.reading import build, parse
 
 _RANGES: dict[str, tuple[float, float]] = {
     "sensitivity": (1.0, 7.5),
@@ -58,17 +59,7 @@ class SearchSettings:
     @classmethod
     def from_json(cls, text: str) -> SearchSettings:
         """The exact inverse of `to_json`. Raises `SpecError`: not JSON, unknown key, value out of range."""
-        try:
-            given = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise SpecError(f"the search settings are not JSON ({error.msg}).") from None
-        if not isinstance(given, dict):
-            raise SpecError("the search settings are not a JSON object.")
-        known = {f.name for f in fields(cls)}
-        for key in given:
-            if key not in known:
-                raise SpecError("unknown key.", field=str(key), hint=f"Known: {', '.join(sorted(known))}.")
-        return cls(**given)
+        return build(cls, parse(text, "the search settings"))
 
     @property
     def hash(self) -> str:

@@ -116,7 +116,7 @@ def _read(kind: Any, value: Any, field: str) -> Any:
 
 def _build(kind: Any, data: Any, prefix: str) -> Any:
     if not isinstance(data, dict):
-        raise SpecError(f"a table is needed, not {data!r}.", field=prefix or kind.__name__)
+        raise SpecError(f"a table is needed, not {data!r}.", field=prefix or None)
     hints = typing.get_type_hints(kind)
     if typing.is_typeddict(kind):
         known, required = list(hints), kind.__required_keys__

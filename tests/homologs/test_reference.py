@@ -51,7 +51,7 @@ def changed(folder: Path, **keys: object) -> None:
         ({"file_sha256": "0" * 64}, "does not match the file_sha256"),
         ({"alphabet": "dna"}, "holds dna sequences"),
         ({"format": 9}, "format 9"),
-        ({"colour": "red"}, "unknown key 'colour'"),
+        ({"colour": "red"}, "colour: unknown key"),
         ({"file": "../../etc/passwd"}, "it must be"),
     ],
 )
