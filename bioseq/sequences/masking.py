@@ -58,10 +58,17 @@ def mask(
     draw = generator.random(len(ids))
     places = np.flatnonzero(draw < how.rate)
     fate = draw[places] / how.rate  # uniform in [0, 1) given that the residue was chosen
+    return corrupt(ids, places, fate, mask_id=mask_id, letters=letters, how=how), places
+
+
+def corrupt(
+    ids: np.ndarray, places: np.ndarray, fate: np.ndarray, *, mask_id: int, letters: np.ndarray, how: Masking
+) -> np.ndarray:
+    """`ids` [L] with the chosen `places` [K] masked, replaced or kept, as their `fate` [K] in [0, 1) says."""
     out = ids.copy()
     out[places[fate < how.mask]] = mask_id
     if how.random > 0:
         swapped = (fate >= how.mask) & (fate < how.mask + how.random)
         share = (fate[swapped] - how.mask) / how.random
         out[places[swapped]] = letters[np.minimum((share * len(letters)).astype(np.int64), len(letters) - 1)]
-    return out, places
+    return out

@@ -17,6 +17,7 @@ PINNED = (
     "alphabet",
     "model",
     "masking",
+    "homologs",
     "optimiser",
     "sampling",
     "seed",
@@ -37,6 +38,8 @@ class ArchitectureSpec(Spec):
     d_ff: int
     token_dropout: bool = True
     max_residues: int = 1022
+    reads_homologs: bool = False
+    convolution: int = 0
     init: Literal["esm2", "local"] = "esm2"
     init_std: float = 0.02
 
@@ -49,6 +52,29 @@ class ArchitectureSpec(Spec):
                 field="model.n_heads",
             )
         _above(self, "init_std", 0.0, "model.")
+        if self.convolution < 0 or (self.convolution and self.convolution % 2 == 0):
+            raise SpecError(
+                f"{self.convolution} is not allowed; 0 (none) or an odd width is.", field="model.convolution"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HomologsSpec(Spec):
+    """How a model that reads homologs (`model.reads_homologs`) is shown a record: with none of them for a share
+    `none` of its turns (then other residues are masked), with a random part for a share `thinned`, else with all."""
+
+    none: float = 0.2
+    thinned: float = 0.35
+
+    def validate(self) -> None:
+        for name in ("none", "thinned"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise SpecError(f"{getattr(self, name)} is not between 0 and 1.", field=f"homologs.{name}")
+        if self.none + self.thinned > 1.0 + 1e-9:
+            raise SpecError(
+                f"none and thinned are shares of the turns; {self.none} + {self.thinned} is over 1.",
+                field="homologs.thinned",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +176,7 @@ class PretrainSpec(Spec):
     compile: bool = False
     activation_checkpointing: bool = False
     masking: Masking = field(default_factory=Masking)
+    homologs: HomologsSpec = field(default_factory=HomologsSpec)
     optimiser: OptimiserSpec = field(default_factory=OptimiserSpec)
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
     eval: EvalSpec = field(default_factory=EvalSpec)

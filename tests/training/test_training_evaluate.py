@@ -11,7 +11,8 @@ from bioseq.backbones.packed.config import ModelConfig
 from bioseq.backbones.packed.encoder import PackedEncoder
 from bioseq.errors import InputError
 from bioseq.sequences.alphabet import protein
-from training.pretrain.evaluate import PASSES, chosen, cut, perplexity, subset
+from training.corpus.draws import PASSES, chosen
+from training.pretrain.evaluate import cut, perplexity, subset
 from training.pretrain.initial import initialise
 from training.pretrain.records.ngram import Trigram, baselines, unigram
 

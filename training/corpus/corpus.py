@@ -8,6 +8,7 @@ Layout of the folder (format 1):
     tokens-00000.bin ...     uint8, residues' token ids, no special tokens; no record crosses a shard
     cluster_order.npy        int64 [N], records cluster by cluster      } with clusters only
     cluster_starts.npy       int64 [C+1], each cluster's begin in it    }
+    homologs/...             what the homologs of each record say, if they were searched (`training.corpus.homologs`)
     sets/NAME.tokens.bin, sets/NAME.lengths.npy     held-out sets, for perplexity; never trained on
 
 Nothing in it depends on time or host: the same sources and options give the same bytes.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from bioseq.errors import InputError
+from training.corpus.homologs import Evidence, open_evidence
 
 FORMAT = 1
 
@@ -45,6 +48,7 @@ class Corpus:
     cluster_starts: np.ndarray | None
     _shards: list[np.ndarray]
     _firsts: np.ndarray
+    evidence: Evidence | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -74,6 +78,18 @@ class Corpus:
         """Share of each token id among the training residues, float64 [V]."""
         counts = np.array(self.manifest["token_counts"], dtype=np.float64)
         return counts / counts.sum()
+
+
+def read_records(folder: Path) -> Iterator[np.ndarray]:
+    """The records of a corpus that is being written, from its shards and lengths."""
+    lengths = np.load(folder / "lengths.npy")
+    at = 0
+    for file in sorted(folder.glob("tokens-*.bin")):
+        tokens = np.memmap(file, dtype=np.uint8, mode="r")
+        begin = 0
+        while begin < len(tokens):
+            yield np.array(tokens[begin : begin + lengths[at]])
+            begin, at = begin + int(lengths[at]), at + 1
 
 
 def hash_of(files: dict[str, dict[str, Any]]) -> str:
@@ -112,13 +128,15 @@ def open_corpus(path: str | Path, *, verify: bool = True) -> Corpus:
     if manifest["records"] == 0:
         raise InputError(f"the corpus {path} is empty.", hint="Prepare one with at least one sequence.")
     clustered = "cluster_order.npy" in manifest["files"]
+    offsets = np.load(path / "offsets.npy", mmap_mode="r")
     return Corpus(
         path=path,
         manifest=manifest,
         lengths=np.load(path / "lengths.npy", mmap_mode="r"),
-        offsets=np.load(path / "offsets.npy", mmap_mode="r"),
+        offsets=offsets,
         cluster_order=np.load(path / "cluster_order.npy", mmap_mode="r") if clustered else None,
         cluster_starts=np.load(path / "cluster_starts.npy", mmap_mode="r") if clustered else None,
         _shards=[np.memmap(path / s["file"], dtype=np.uint8, mode="r") for s in manifest["shards"]],
         _firsts=np.array([s["first"] for s in manifest["shards"]], dtype=np.int64),
+        evidence=open_evidence(path, manifest, offsets),
     )

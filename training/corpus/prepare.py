@@ -20,16 +20,19 @@ import shutil
 from array import array
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bioseq.errors import InputError, OutputError, SequenceError
+from bioseq.homologs.reference import open_reference
 from bioseq.output import atomic_folder, check_free
 from bioseq.progress import Progress
 from bioseq.sequences.alphabet import by_name
-from training.corpus.corpus import FORMAT, hash_of, sha256
+from training.corpus.corpus import FORMAT, hash_of, read_records, sha256
+from training.corpus.homologs import add_homologs, do
 from training.corpus.sources import read_source
 from training.corpus.staging import Prepare, Staged, chunks, digest, stage
 
@@ -45,6 +48,8 @@ def prepare(
     output = Path(output)
     check_free(output, force=force)
     described = {**asdict(plan), "sizes": [Path(p).stat().st_size for p in plan.sources]}
+    if plan.homologs:
+        described["reference"] = open_reference(plan.homologs).hash
     key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
     staging = output.parent / f".{output.name}.{key}.staging"
     try:
@@ -62,16 +67,18 @@ def prepare(
             with Progress(guess, f"reading {Path(source).name}", unit="records", enabled=progress) as bar:
                 stage(plan, i, staging, bar.add)
     with atomic_folder(output, force=force) as folder:
-        manifest = _write(plan, staging, folder)
+        manifest = _write(plan, staging, folder, parallel=parallel, progress=progress)
     shutil.rmtree(staging)
     return manifest
 
 
-def _write(plan: Prepare, staging: Path, folder: Path) -> dict[str, Any]:
+def _write(plan: Prepare, staging: Path, folder: Path, *, parallel: bool, progress: bool) -> dict[str, Any]:
     staged = [c for i in range(len(plan.sources)) for c in chunks(staging, i)]
     sets = {name: _encode_set(plan, path) for name, path in plan.valid.items()}
     known = {digest(ids) for members in sets.values() for ids in members}
     keep, duplicates, leaks = _keep(plan, staged, staging, known)
+    if plan.proteins:
+        _sample(plan, staged, staging, keep)
     total = int(np.count_nonzero(keep))
     clusters = np.full(len(keep), -1, dtype=np.int64)
     at = 0
@@ -98,6 +105,18 @@ def _write(plan: Prepare, staging: Path, folder: Path) -> dict[str, Any]:
         sets["held_out"] = held
     _write_sets(folder, sets)
     n_clusters = _write_clusters(folder, clusters[keep])
+    extra = {}
+    if plan.homologs:
+        extra["homologs"] = add_homologs(
+            plan,
+            folder,
+            staging,
+            lambda: read_records(folder),
+            np.load(folder / "lengths.npy"),
+            clusters[keep],
+            sets,
+            run=partial(_search, parallel=parallel, progress=progress),
+        )
     names = sorted(p for p in folder.rglob("*") if p.is_file())
     files = {
         p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in names
@@ -129,13 +148,49 @@ def _write(plan: Prepare, staging: Path, folder: Path) -> dict[str, Any]:
             "deduplicate": plan.deduplicate,
             "held_out": plan.held_out,
             "seed": plan.seed,
+            "proteins": plan.proteins,
         },
         "files": files,
+        **extra,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
     if writer.records == 0:
         raise InputError("no sequence is left for the corpus.", hint="Look at the sources and length bounds.")
     return manifest
+
+
+def _search(files: list[Path], *, parallel: bool, progress: bool) -> None:
+    if parallel:
+        from training.corpus.ray import search_all
+
+        return search_all(files)
+    with Progress(len(files), "searching homologs", unit="jobs", enabled=progress) as bar:
+        for file in files:
+            do(file)
+            bar.add()
+
+
+def _sample(plan: Prepare, staged: list[Staged], staging: Path, keep: np.ndarray) -> None:
+    """Clear the flags of all but `plan.proteins` records: clusters in an order of their hashes under the seed, the
+    record with the lowest digest of each; a record without cluster is one of its own."""
+    stems = [staging / f"{c.source:05d}-{c.chunk:05d}" for c in staged]
+    clusters = np.concatenate([np.load(f"{s}.clusters.npy") for s in stems])
+    raw = np.concatenate([np.fromfile(f"{s}.digests.bin", dtype=np.uint8) for s in stems])
+    digests = raw.view(np.uint64)[::2]
+    seed = str(plan.seed).encode()
+
+    def rank(number: int) -> int:
+        hashed = hashlib.blake2b(number.to_bytes(8, "little"), digest_size=8, key=seed)
+        return int.from_bytes(hashed.digest(), "little")
+
+    places = np.flatnonzero(keep)
+    own = np.where(clusters < 0, digests, clusters.astype(np.uint64))[places]
+    names, which = np.unique(own, return_inverse=True)
+    ranks = np.array([rank(int(n)) for n in names], dtype=np.uint64)[which]
+    order = np.lexsort((digests[places], ranks))
+    first = np.r_[True, ranks[order][1:] != ranks[order][:-1]]
+    keep[:] = False
+    keep[places[order[first][: plan.proteins]]] = True
 
 
 def _encode_set(plan: Prepare, path: str) -> list[np.ndarray]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from bioseq.errors import InputError, OutputError, SequenceError
 from bioseq.sequences.alphabet import by_name
+from training.corpus.draws import PASSES
 from training.corpus.sources import read_source
 
 CHUNK_RESIDUES = 32 << 20
@@ -26,7 +27,11 @@ CHUNK_RESIDUES = 32 << 20
 class Prepare:
     """What to prepare. `sources` are paths, `clusters` the parallel files (same order, or empty);
     `valid` maps a set's name to a file. `held_out` is the share of clusters that becomes the set `held_out`
-    (records without cluster count as their own). `on_error` "skip" counts bad records and goes on."""
+    (records without cluster count as their own). `on_error` "skip" counts bad records and goes on.
+
+    `proteins`: so many records only, one of each cluster, clusters drawn by the seed (0: all). `homologs`: the
+    reference set ("default" or a folder) that they are searched against, `maskings` times each, and the held-out
+    sets for `set_passes` passes; "" for none."""
 
     sources: tuple[str, ...]
     clusters: tuple[str, ...] = ()
@@ -38,6 +43,10 @@ class Prepare:
     held_out: float = 0.0
     seed: int = 0
     on_error: str = "error"
+    proteins: int = 0
+    homologs: str = ""
+    maskings: int = 1
+    set_passes: int = 1
 
     def check(self) -> None:
         if not self.sources:
@@ -56,6 +65,17 @@ class Prepare:
                     f"{name!r} cannot be the name of a set.",
                     hint="Use letters, digits and _; held_out is taken.",
                 )
+        if self.proteins < 0:
+            raise InputError(f"{self.proteins} proteins were asked for; 0 (all) or more are needed.")
+        if not 1 <= self.maskings <= 100 or not 1 <= self.set_passes <= PASSES:
+            raise InputError(
+                f"{self.maskings} maskings and {self.set_passes} passes were asked for; "
+                f"1 to 100 and 1 to {PASSES} are possible."
+            )
+        if self.homologs and self.alphabet != "protein":
+            raise InputError(
+                f"a corpus of {self.alphabet} has no homologs.", hint="Homologs are searched among proteins."
+            )
         for path in (*self.sources, *self.clusters, *self.valid.values()):
             if not Path(path).is_file():
                 raise InputError(f"cannot read {path}: no such file.")

@@ -16,13 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bioseq.backbones.packed.config import EVIDENCE_WIDTH
 from bioseq.errors import SpecError
 from bioseq.inference.batching import SPECIAL_TOKENS, pack
 from bioseq.sequences.alphabet import Alphabet, by_name
-from bioseq.sequences.masking import mask
+from bioseq.sequences.masking import corrupt, mask
 from bioseq.specs.pretrain import PretrainSpec
 from training.corpus.corpus import Corpus
-from training.pretrain.sampler import MASK, Sampler, share, stream
+from training.corpus.draws import MASK, VIEW, stream
+from training.corpus.homologs import ALL, THINNED
+from training.pretrain.sampler import Sampler, share
 
 
 @dataclass
@@ -36,6 +39,7 @@ class Micro:
     max_seqlen: int
     places: Tensor
     targets: Tensor
+    evidence: Tensor | None = None
 
     def to(self, device: torch.device) -> Micro:
         if device.type == "cpu":
@@ -44,7 +48,10 @@ class Micro:
             t.pin_memory().to(device, non_blocking=True)
             for t in (self.tokens, self.cu_seqlens, self.places, self.targets)
         ]
-        return Micro(moved[0], moved[1], self.max_seqlen, moved[2], moved[3])
+        evidence = self.evidence
+        if evidence is not None:
+            evidence = evidence.pin_memory().to(device, non_blocking=True)
+        return Micro(moved[0], moved[1], self.max_seqlen, moved[2], moved[3], evidence)
 
 
 @dataclass
@@ -89,15 +96,21 @@ class Batches:
     def _pack(self, step: int, items: Any, group: np.ndarray) -> Micro:
         a = self.alphabet
         none = np.zeros(0, dtype=np.int64)
-        masked, places, targets = [], [none], [none]
+        masked, places, targets, evidence = [], [none], [none], []
         begin = 1
         for place in group.tolist():
             record, start, length = (int(x[place]) for x in (items.records, items.starts, items.lengths))
             ids = self.corpus.residues(record, start, length)
             generator = stream(self.spec.seed, MASK, step, place)
-            out, chosen = mask(
-                ids, generator, mask_id=a.mask_id, letters=a.standard_ids, how=self.spec.masking
-            )
+            how, letters = self.spec.masking, a.standard_ids
+            seen = self._homologs(step, place, record, start, length)
+            if seen is None:
+                out, chosen = mask(ids, generator, mask_id=a.mask_id, letters=letters, how=how)
+            else:  # only what was hidden from the search may be asked for
+                chosen, rows = seen
+                fate = generator.random(len(chosen))
+                out = corrupt(ids, chosen, fate, mask_id=a.mask_id, letters=letters, how=how)
+                evidence.append((begin, rows))
             masked.append(out)
             places.append(chosen + begin)
             targets.append(ids[chosen].astype(np.int64))
@@ -110,7 +123,30 @@ class Batches:
             batch.max_seqlen,
             torch.from_numpy(np.concatenate(places)),
             torch.from_numpy(np.concatenate(targets)),
+            self._evidence(len(batch.tokens), evidence),
         )
+
+    def _homologs(
+        self, step: int, place: int, record: int, start: int, length: int
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """(hidden residues, evidence) of an item that is shown with homologs; None for one without."""
+        if not self.spec.model.reads_homologs:
+            return None
+        evidence, shares = self.corpus.evidence, self.spec.homologs
+        assert evidence is not None
+        turn, which = stream(self.spec.seed, VIEW, step, place).random(2)
+        if turn < shares.none:
+            return None
+        view = THINNED if turn < shares.none + shares.thinned else ALL
+        return evidence.of(record, int(which * evidence.maskings), view, start, length)
+
+    def _evidence(self, tokens: int, parts: list[tuple[int, np.ndarray]]) -> Tensor | None:
+        if not self.spec.model.reads_homologs:
+            return None
+        rows = np.zeros((tokens, EVIDENCE_WIDTH), dtype=np.float32)
+        for begin, part in parts:
+            rows[begin : begin + len(part)] = part
+        return torch.from_numpy(rows)
 
 
 def prefetch(make: Callable[[int], Step], first: int, end: int, *, depth: int) -> Iterator[Step]:

@@ -77,7 +77,24 @@ def prepare_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--held-out", type=float, default=0.0, metavar="SHARE", help="of the clusters, as the set held_out"
     )
-    p.add_argument("--seed", type=int, default=0, help="of the held-out choice")
+    p.add_argument(
+        "--seed", type=int, default=0, help="of the held-out choice, the sample and hidden residues"
+    )
+    p.add_argument(
+        "--proteins", type=int, default=0, metavar="N", help="only so many, one of each cluster (0: all)"
+    )
+    p.add_argument(
+        "--homologs",
+        default="",
+        metavar="REF",
+        help="search every protein in this reference set (default, or a folder), for a model that reads homologs",
+    )
+    p.add_argument(
+        "--maskings", type=int, default=1, metavar="N", help="searches a protein, each hiding other residues"
+    )
+    p.add_argument(
+        "--set-passes", type=int, default=1, metavar="N", help="passes over held-out sets that are searched"
+    )
     p.add_argument(
         "--on-error", choices=("error", "skip"), default="error", help="what to do with a bad sequence"
     )
@@ -114,6 +131,10 @@ def prepare(argv: list[str]) -> int:
         held_out=args.held_out,
         seed=args.seed,
         on_error=args.on_error,
+        proteins=args.proteins,
+        homologs=args.homologs,
+        maskings=args.maskings,
+        set_passes=args.set_passes,
     )
     parallel = args.engine == "ray" or (args.engine == "auto" and len(args.source) > 1 and _has_ray())
     manifest = make(plan, args.output, force=args.force, parallel=parallel)
@@ -222,5 +243,5 @@ def recipes(argv: list[str]) -> int:
         print(recipe(args.name).to_toml(), end="")
     else:
         for name, make in RECIPES.items():
-            print(f"{name:<14} {(make.__doc__ or '').splitlines()[0]}")
+            print(f"{name:<20} {(make.__doc__ or '').splitlines()[0]}")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,20 +58,30 @@ def final_perplexities(
         if checkpoint.step in found:
             continue
         encoder = encoder_of(checkpoint).to(device)
-        found[checkpoint.step] = {
-            name: perplexity(
-                encoder,
-                members,
-                seed=spec.eval.seed,
-                proteins=spec.eval.final_proteins,
-                passes=spec.eval.final_passes,
-                alphabet=by_name(spec.alphabet),
-                precision=spec.precision,
-                team=Team(device=device),
-            )
-            for name, members in sets.items()
-        }
+        measure = partial(
+            perplexity,
+            encoder,
+            seed=spec.eval.seed,
+            proteins=spec.eval.final_proteins,
+            passes=spec.eval.final_passes,
+            alphabet=by_name(spec.alphabet),
+            precision=spec.precision,
+            team=Team(device=device),
+        )
+        values = found[checkpoint.step] = {name: measure(members) for name, members in sets.items()}
+        if spec.model.reads_homologs and corpus.evidence:
+            for name, members in sets.items():
+                with_them = measure(members, evidence=corpus.evidence.of_set(name))
+                values[name] = {**with_them, "without_homologs": values[name]}
     return found
+
+
+def _homologs(spec: PretrainSpec, corpus: Corpus) -> dict[str, Any]:
+    """What the bundle says of the homologs that its backbone reads."""
+    if not spec.model.reads_homologs or corpus.evidence is None:
+        return {}
+    keep = ("reference", "name", "settings")
+    return {"homologs": {key: corpus.evidence.manifest[key] for key in keep}}
 
 
 def finish(
@@ -97,6 +108,7 @@ def finish(
             card=write_card(evidence),
             evidence=evidence,
             data_hash=corpus.hash,
+            extra=_homologs(spec, corpus),
             seed=spec.seed,
             licence=spec.licence,
             alphabet=spec.alphabet,

@@ -122,6 +122,9 @@ def train(
                 budget=min(spec.micro_tokens, 16384),
                 precision=spec.precision,
                 team=team,
+                evidence=corpus.evidence.of_set(name)
+                if corpus.evidence and spec.model.reads_homologs
+                else None,
             )
             for name, members in sets.items()
             if members

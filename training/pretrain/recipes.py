@@ -107,8 +107,46 @@ def protein_8m() -> PretrainSpec:
     )
 
 
+def protein_homologs() -> PretrainSpec:
+    """Reads homologs; two to three hours of two CPU cores, from a corpus prepared with --homologs.
+
+    protein_8m's shape, so that it may begin with such a model (--init default), and a convolution of 7 residues.
+    """
+    base = protein_8m()
+    return base.override(
+        {
+            "name": "protein_homologs",
+            "model.reads_homologs": True,
+            "model.convolution": 7,
+            "steps": 8000,
+            "tokens_per_step": 4096,
+            "micro_tokens": 4096,
+            "crop": 510,
+            "masking.rate": 0.15,
+            "schedule.decay": 4000,
+            "eval.every": 500,
+        }
+    )
+
+
+def protein_homologs_35m() -> PretrainSpec:
+    """Reads homologs; ESM-2's 35M shape with a convolution of 7 residues, one GPU. Not run yet."""
+    return _gpu("protein_homologs_35m", 12, 480, 1e-3, steps=50_000, tokens=262_144, micro=65_536).override(
+        {"model.reads_homologs": True, "model.convolution": 7}
+    )
+
+
 RECIPES: dict[str, Callable[[], PretrainSpec]] = {
-    f.__name__: f for f in (protein_tiny, protein_8m, protein_35m, protein_150m, protein_650m)
+    f.__name__: f
+    for f in (
+        protein_tiny,
+        protein_8m,
+        protein_35m,
+        protein_150m,
+        protein_650m,
+        protein_homologs,
+        protein_homologs_35m,
+    )
 }
 
 

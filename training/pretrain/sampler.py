@@ -12,9 +12,6 @@ Two orders:
   steps, so that any step is found without walking there. Each record is seen once an epoch.
 - **cluster**: each step draws clusters uniformly with replacement and one member of each, until the tokens
   are reached (as ESM-2 drew UniRef50 clusters and their UniRef90 members; Lin et al. 2023).
-
-Random numbers come from Philox with the counter words (0, place, step, purpose): counter-based, so any
-place of any step can be drawn alone (Salmon et al. 2011, doi 10.1145/2063384.2063405).
 """
 
 from __future__ import annotations
@@ -27,14 +24,7 @@ import numpy as np
 
 from bioseq.errors import InputError, SpecError
 from bioseq.inference.batching import SPECIAL_TOKENS, plan
-
-# Purposes keep the streams of one seed apart.
-ORDER, DRAW, CROP, MASK, EVAL = range(5)
-
-
-def stream(seed: int, purpose: int, step: int = 0, place: int = 0) -> np.random.Generator:
-    """The random numbers of one place of one step; independent of all others of the same seed."""
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, place, step, purpose]))
+from training.corpus.draws import CROP, DRAW, ORDER, stream
 
 
 @dataclass(frozen=True, slots=True)

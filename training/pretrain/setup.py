@@ -6,6 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bioseq.backbones.esm2.checkpoint import load_checkpoint
 from bioseq.backbones.packed.config import ModelConfig
 from bioseq.backbones.packed.encoder import PackedEncoder
@@ -16,6 +18,7 @@ from bioseq.errors import CheckpointError, SpecError
 from bioseq.sequences.alphabet import by_name
 from bioseq.specs.pretrain import PINNED, PretrainSpec
 from training.corpus.corpus import Corpus
+from training.corpus.homologs import SET_SEED
 from training.pretrain.batches import Batches
 from training.pretrain.schedule import factor
 
@@ -35,6 +38,8 @@ def model_config(spec: PretrainSpec) -> ModelConfig:
         mask_id=a.mask_id,
         token_dropout=m.token_dropout,
         max_residues=m.max_residues,
+        reads_homologs=m.reads_homologs,
+        convolution=m.convolution,
     )
 
 
@@ -42,14 +47,14 @@ def check_resume(spec: PretrainSpec, corpus_hash: str, state: dict[str, Any]) ->
     """Raise `CheckpointError` if a checkpoint was made by another run than `spec` on that corpus."""
     if state.get("corpus") != corpus_hash:
         raise CheckpointError("corpus: the checkpoint was made on another corpus (the hashes differ).")
-    old, new = state["spec"], spec.to_dict()
+    before, now = PretrainSpec.from_dict(state["spec"]), spec
+    old, new = before.to_dict(), now.to_dict()
     for key in PINNED:
-        if old.get(key) != new[key]:
+        if old[key] != new[key]:
             raise CheckpointError(
-                f"{key}: the checkpoint was made with {old.get(key)!r}, the run asks for {new[key]!r}.",
+                f"{key}: the checkpoint was made with {old[key]!r}, the run asks for {new[key]!r}.",
                 hint="Start a new run, or resume with the same value.",
             )
-    before, now = PretrainSpec.from_dict(old), spec
     done = int(state["step"])
     for step in (0, done // 2, max(0, done - 1)):
         if factor(step, before.steps, before.schedule) != factor(step, now.steps, now.schedule):
@@ -74,6 +79,18 @@ def check_corpus(spec: PretrainSpec, corpus: Corpus) -> None:
             f"the corpus holds {corpus.manifest['alphabet']}, the run asks for {spec.alphabet}.",
             field="alphabet",
         )
+    if spec.model.reads_homologs:
+        if corpus.evidence is None:
+            raise SpecError(
+                "the corpus was prepared without homologs, which this model reads.",
+                field="model.reads_homologs",
+                hint="Prepare it with --homologs default, or set model.reads_homologs=false.",
+            )
+        if spec.eval.seed != SET_SEED:
+            raise SpecError(
+                f"{spec.eval.seed} is not the seed that the corpus's sets were searched with ({SET_SEED}).",
+                field="eval.seed",
+            )
     Batches(spec, corpus)
 
 
@@ -83,7 +100,10 @@ def load_init(spec: PretrainSpec) -> PackedEncoder | None:
     if not spec.init:
         return None
     encoder = open_backbone(spec.init)
-    want, have = model_config(spec).to_dict(), encoder.config.to_dict()
+    config = model_config(spec)
+    want, have = config.to_dict(), encoder.config.to_dict()
+    if (config.reads_homologs or config.convolution) and not (have["reads_homologs"] or have["convolution"]):
+        have |= {"reads_homologs": config.reads_homologs, "convolution": config.convolution}
     for key in want:
         if key != "name" and want[key] != have[key]:
             raise CheckpointError(
@@ -92,4 +112,17 @@ def load_init(spec: PretrainSpec) -> PackedEncoder | None:
             )
     if encoder.lm_head is None:
         raise CheckpointError(f"init: {spec.init} has no language-model head to go on training.")
-    return encoder
+    return encoder if encoder.config.to_dict() == have else _extended(encoder, config, spec.seed)
+
+
+def _extended(plain: PackedEncoder, config: ModelConfig, seed: int) -> PackedEncoder:
+    """`plain` with the parts that `config` adds. The convolutions begin at zero, so that without homologs the
+    result is the plain encoder's."""
+    encoder = PackedEncoder(config)
+    encoder.init_weights(torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        for layer in encoder.layers:
+            if layer.neighbours is not None:
+                layer.neighbours.weight.zero_()  # type: ignore[operator, union-attr]
+    encoder.load_state_dict(plain.state_dict(), strict=False)
+    return encoder.eval()

@@ -29,10 +29,16 @@ class MaskedLM(nn.Module):
         self.encoder = encoder
 
     def forward(
-        self, tokens: Tensor, cu_seqlens: Tensor, max_seqlen: int, places: Tensor, targets: Tensor
+        self,
+        tokens: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        places: Tensor,
+        targets: Tensor,
+        evidence: Tensor | None = None,
     ) -> Tensor:
-        hidden_TD = self.encoder(tokens, cu_seqlens, max_seqlen)
-        logits_KV = self.encoder.logits(hidden_TD[places])
+        hidden_TD = self.encoder(tokens, cu_seqlens, max_seqlen, evidence_TE=evidence)
+        logits_KV = self.encoder.logits(hidden_TD[places], None if evidence is None else evidence[places])
         # Without targets the sum is 0, but still a function of every parameter, as collectives need.
         return F.cross_entropy(logits_KV.float(), targets, reduction="sum")
 
@@ -68,7 +74,9 @@ class Trainee:
     def loss(self, micro: Micro) -> Tensor:
         micro = micro.to(self.team.device)
         with torch.autocast(self.team.device.type, torch.bfloat16, enabled=self.half):
-            return self.model(micro.tokens, micro.cu_seqlens, micro.max_seqlen, micro.places, micro.targets)
+            return self.model(
+                micro.tokens, micro.cu_seqlens, micro.max_seqlen, micro.places, micro.targets, micro.evidence
+            )
 
     def backward(self, micro: Micro, scale: float, *, last: bool) -> float:
         """Add the gradient of `scale` times the loss; reduced over the workers at the `last` micro-batch.

@@ -11,7 +11,7 @@ from bioseq.sequences.alphabet import by_name
 from bioseq.specs.pretrain import PretrainSpec
 from bioseq.version import __version__
 from training.corpus.corpus import Corpus
-from training.pretrain.evaluate import PASSES
+from training.corpus.draws import PASSES
 from training.pretrain.records.checkpoint import Checkpoint
 from training.pretrain.records.ngram import baselines
 from training.pretrain.records.run_folder import read_metrics
@@ -117,6 +117,11 @@ def _table(e: dict[str, Any]) -> list[str]:
     base = e["baselines"]
     out = ["| set | proteins | residues | this model | unigram | 3-gram |", "|---|---|---|---|---|---|"]
     for name, p in e["perplexity"].items():
+        if plain := p.get("without_homologs"):
+            out.append(
+                f"| {name}, without homologs | {plain['proteins']:,} | {plain['residues']:,} | "
+                f"**{plain['perplexity']:.2f}** | {base['unigram'][name]:.2f} | {base['trigram'][name]:.2f} |"
+            )
         out.append(
             f"| {name} | {p['proteins']:,} | {p['residues']:,} | **{p['perplexity']:.2f}** | "
             f"{base['unigram'][name]:.2f} | {base['trigram'][name]:.2f} |"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from training.corpus.corpus import Corpus
-from training.pretrain.sampler import ORDER, stream
+from training.corpus.draws import ORDER, stream
 
 _HELD_OUT = 0.01
 _BEGIN = 0  # <cls> stands before the first residue

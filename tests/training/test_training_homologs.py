@@ -1,0 +1,274 @@
+"""A corpus with homologs, and a model trained to read them. Families are made up; the searches are real."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from training_helpers import LETTERS
+
+from bioseq.backbones.packed.config import EVIDENCE_WIDTH
+from bioseq.bundles.bundle import open_bundle
+from bioseq.errors import InputError, SpecError
+from bioseq.homologs.mmseqs import find_mmseqs
+from bioseq.homologs.reference import build_reference
+from bioseq.sequences.fasta import read_fasta
+from bioseq.specs.pretrain import PretrainSpec
+from training.corpus import homologs
+from training.corpus.corpus import Corpus, open_corpus
+from training.corpus.homologs import ALL, THINNED, pack_evidence, unpack_evidence
+from training.corpus.prepare import prepare
+from training.corpus.staging import Prepare
+from training.pretrain.batches import Batches
+from training.pretrain.recipes import recipe
+from training.pretrain.records import checkpoint as checkpoints
+from training.pretrain.run import run
+
+pytestmark = pytest.mark.skipif(
+    find_mmseqs() is None, reason="needs MMseqs2 (pip install 'bioseq[homologs]')"
+)
+FAMILIES, LENGTH = 12, 90
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BIOSEQ_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+def relative_of(ancestor: np.ndarray, draw: np.random.Generator, changed: float) -> str:
+    new = np.where(draw.random(len(ancestor)) < changed, draw.choice(LETTERS, len(ancestor)), ancestor)
+    return "".join(new)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve families: three training records and one held-out protein of each; in the reference set the
+    representative of their cluster and three others."""
+    folder = tmp_path_factory.mktemp("families")
+    draw = np.random.default_rng(0)
+    train, valid, reference = [], [], []
+    for f in range(FAMILIES):
+        ancestor = draw.choice(LETTERS, LENGTH)
+        train += [f">t{f}_{i} cluster=rep{f}\n{relative_of(ancestor, draw, 0.2)}\n" for i in range(3)]
+        valid.append(f">v{f}\n{relative_of(ancestor, draw, 0.2)}\n")
+        reference.append(f">rep{f}\n{relative_of(ancestor, draw, 0.1)}\n")
+        reference += [f">other{f}_{i}\n{relative_of(ancestor, draw, 0.3)}\n" for i in range(3)]
+    (folder / "train.fasta").write_text("".join(train))
+    (folder / "valid.fasta").write_text("".join(valid))
+    (folder / "reference.fasta").write_text("".join(reference))
+    build_reference(read_fasta(folder / "reference.fasta"), folder / "reference", name="families")
+    return folder
+
+
+def plan(sources: Path, **options) -> Prepare:
+    return Prepare(
+        **{
+            "sources": (str(sources / "train.fasta"),),
+            "valid": {"held": str(sources / "valid.fasta")},
+            "homologs": str(sources / "reference"),
+            "maskings": 2,
+            "set_passes": 2,
+            **options,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(sources: Path) -> Path:
+    prepare(plan(sources), sources / "corpus", progress=False)
+    return sources / "corpus"
+
+
+@pytest.fixture(scope="module")
+def corpus(folder: Path) -> Corpus:
+    return open_corpus(folder)
+
+
+@pytest.fixture
+def reading(folder: Path, tmp_path: Path) -> Callable[..., PretrainSpec]:
+    def make(**settings) -> PretrainSpec:
+        base = {
+            "corpus": str(folder),
+            "output": str(tmp_path / "run"),
+            "engine": "local",
+            "model.d_model": 32,
+            "model.d_ff": 64,
+            "model.reads_homologs": True,
+            "model.convolution": 3,
+            "steps": 20,
+            "tokens_per_step": 512,
+            "micro_tokens": 256,
+            "crop": 80,
+            "schedule.warmup": 4,
+            "schedule.decay": 5,
+            "eval.every": 0,
+            "eval.proteins": 0,
+            "eval.passes": 0,
+            "eval.final_passes": 0,
+            "checkpoint_every": 5,
+            "log_every": 1,
+            "workers.threads": 1,
+            "trackers": [],
+        }
+        return recipe("protein_tiny").override(base | {k.replace("__", "."): v for k, v in settings.items()})
+
+    return make
+
+
+def test_what_is_stored(corpus: Corpus) -> None:
+    found = corpus.evidence
+    assert found is not None and found.manifest["name"] == "families"
+    assert found.train.shape == (2, 2, int(corpus.offsets[-1]), EVIDENCE_WIDTH)
+    assert 0.12 < found.hidden.mean() < 0.18
+    assert (found.hidden[0] != found.hidden[1]).any()
+    number = np.load(found.folder / "train.number.npy")
+    # three others of the family, without the representative that their cluster is named after
+    assert number[:, ALL].max() == 3 and number[:, ALL].mean() > 2.5
+    assert (number[:, THINNED] <= number[:, ALL]).all() and (number[:, THINNED] < number[:, ALL]).any()
+    assert np.load(found.folder / "held.number.npy").max() == 4  # in use the representative is there
+    # the residue that was hidden is the likeliest one more often than any other
+    hits = []
+    for record in range(len(corpus)):
+        places, rows = found.of(record, 0, ALL, 0, int(corpus.lengths[record]))
+        hits.append(rows[places, :20].argmax(1) + 4 == corpus.residues(record)[places])
+    assert np.concatenate(hits).mean() > 0.4
+
+
+def test_the_same_sources_give_the_same_bytes_and_staged_searches_are_used(
+    sources: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = json.loads((folder / "manifest.json").read_text())["hash"]
+    monkeypatch.setattr(homologs, "_JOB", 20)
+    done = []
+    whole = homologs.do
+
+    def interrupted(file: Path) -> None:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(file)
+        whole(file)
+
+    monkeypatch.setattr("training.corpus.prepare.do", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(plan(sources), tmp_path / "corpus", progress=False)
+    assert not (tmp_path / "corpus").exists()
+    rest = []
+    monkeypatch.setattr("training.corpus.prepare.do", lambda file: (rest.append(file), whole(file)))
+    assert prepare(plan(sources), tmp_path / "corpus", progress=False)["hash"] == wanted
+    assert rest and not set(rest) & set(done)
+
+
+def test_hidden_residues_do_not_reach_the_search(sources: Path, tmp_path: Path) -> None:
+    ids = np.tile(np.arange(4, 24, dtype=np.uint8), 3)
+    hidden = np.zeros(len(ids), dtype=np.uint8)
+    hidden[::7] = 1
+    results = []
+    for name, shift in (("a", 0), ("b", 5)):
+        changed = np.where(hidden == 1, (ids - 4 + shift) % 20 + 4, ids).astype(np.uint8)
+        file = tmp_path / f"{name}.npz"
+        np.savez(
+            file,
+            ids=changed,
+            hidden=hidden,
+            lengths=[len(ids)],
+            clusters=[-1],
+            thin=[7],
+            reference=str(sources / "reference"),
+        )
+        homologs.do(file)
+        results.append(np.load(tmp_path / f"{name}.found.npz")["evidence"])
+    assert np.array_equal(*results)
+
+
+def test_a_sample_takes_one_record_of_each_cluster(sources: Path, tmp_path: Path) -> None:
+    for number, kept in ((5, 5), (100, FAMILIES)):
+        manifest = prepare(
+            plan(sources, homologs="", proteins=number), tmp_path / str(number), progress=False
+        )
+        assert manifest["records"] == manifest["clusters"] == kept
+
+
+def test_only_hidden_residues_are_asked_for_where_homologs_are_shown(reading, corpus: Corpus) -> None:
+    always = reading(homologs__none=0.0, homologs__thinned=0.5)
+    hidden, shown = 0, 0
+    for step in range(3):
+        batches = Batches(always, corpus)
+        items = batches.sampler.batch(step)
+        for micro in batches.step(step).micros:
+            shown += int((micro.evidence != 0).any(1).sum())
+            assert not micro.evidence[micro.cu_seqlens[:-1].long()].any()  # <cls> has none
+            hidden += len(micro.targets)
+        assert hidden > 0 and len(items) > 0
+    assert shown > 1000
+    never = Batches(reading(homologs__none=1.0, homologs__thinned=0.0), corpus)
+    assert not any(m.evidence.any() for m in never.step(0).micros)
+    assert sum(len(m.targets) for m in never.step(0).micros) > 0
+
+
+def test_it_learns_to_read_them_and_its_bundle_says_so(reading) -> None:
+    spec = reading(steps=80, optimiser__lr=0.01, checkpoint_every=50)
+    summary = run(spec, progress=False)
+    held = summary["best"]["held"]
+    assert held["passes"] == 2
+    assert held["perplexity"] < 0.8 * held["without_homologs"]["perplexity"]
+    bundle = open_bundle(Path(spec.output) / "best")
+    assert bundle.manifest.architecture["reads_homologs"] is True
+    assert bundle.manifest.extra["homologs"]["name"] == "families"
+    assert "held, without homologs" in (Path(spec.output) / "card.md").read_text()
+
+
+def test_a_run_with_homologs_resumes_bit_equal(reading, tmp_path: Path) -> None:
+    spec = reading(output=str(tmp_path / "whole"), steps=12)
+    run(spec, progress=False)
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    shutil.rmtree(tmp_path / "part/checkpoints/step-00000012")
+    run(spec.override({"output": str(tmp_path / "part"), "resume": True}), progress=False)
+    whole, part = (checkpoints.last(tmp_path / name / "checkpoints") for name in ("whole", "part"))
+    assert whole.step == part.step == 12
+    for a, b in ((whole.model(), part.model()), (whole.optimizer(), part.optimizer())):
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_begun_with_a_plain_model_it_equals_it_without_homologs(reading, tmp_path: Path) -> None:
+    plain = reading(output=str(tmp_path / "plain"), model__reads_homologs=False, model__convolution=0)
+    before = run(plain, progress=False)["last"]["held"]
+    # one step of a learning rate of nearly nothing
+    spec = reading(
+        init=str(tmp_path / "plain/last"),
+        steps=1,
+        optimiser__lr=1e-12,
+        schedule__warmup=0,
+        schedule__decay=0,
+        output=str(tmp_path / "run"),
+    )
+    after = run(spec, progress=False)["last"]["held"]
+    assert after["without_homologs"]["loss"] == pytest.approx(before["loss"], abs=1e-5)
+    assert after["loss"] < before["loss"]
+
+
+def test_what_is_refused(reading, sources: Path, corpus_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="prepared without homologs"):
+        run(reading(corpus=str(corpus_path)), progress=False)
+    with pytest.raises(SpecError, match=r"eval\.seed: 3"):
+        run(reading(eval__seed=3), progress=False)
+    with pytest.raises(InputError, match="a corpus of dna has no homologs"):
+        prepare(plan(sources, alphabet="dna"), tmp_path / "c", progress=False)
+    with pytest.raises(SpecError, match="is over 1"):
+        reading(homologs__none=0.8, homologs__thinned=0.5)
+
+
+def test_codes_of_evidence_are_near() -> None:
+    values = np.random.default_rng(0).normal(0, 2, (500, EVIDENCE_WIDTH)).astype(np.float32)
+    values[:, -1] = np.abs(values[:, -1])
+    again = unpack_evidence(pack_evidence(values))
+    inside = np.abs(values) < 6
+    assert np.abs(again - values)[:, :20][inside[:, :20]].max() <= 0.5 / 21 + 1e-5
+    assert np.abs(again - values)[:, 20].max() <= 0.5 / 16 + 1e-5
+    assert not unpack_evidence(pack_evidence(np.zeros((1, EVIDENCE_WIDTH)))).any()
