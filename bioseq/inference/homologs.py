@@ -32,7 +32,7 @@ def find_homologs(
     """The homologs of each sequence, or None where none are asked for.
 
     `homologs` is none, default, a reference set (its folder), those of one sequence, or auto: then it is `auto`,
-    and none for another alphabet than that of proteins. `alignment` is a file of the homologs of one sequence.
+    and none for another alphabet than that of proteins, or for a model that reads homologs itself. `alignment` is a file of the homologs of one sequence.
     For `variants` hits above 95 % identity are left out: they only tell the wild type again, and a score must not
     depend on whether the protein itself is in the reference set.
     Raises `SpecError`, and what a search or the reading of an alignment raises.
@@ -47,7 +47,8 @@ def find_homologs(
         return [homologs]
     proteins = model.alphabet.name == "protein"
     if homologs == "auto":
-        homologs = auto if proteins else "none"
+        # a backbone that reads homologs has them in its own probabilities
+        homologs = auto if proteins and getattr(model, "reader", None) is None else "none"
     if homologs == "none":
         return None
     if not proteins:

@@ -9,6 +9,7 @@ from bioseq.errors import BundleError
 
 if TYPE_CHECKING:
     from bioseq.bundles.registry import Registry
+    from bioseq.homologs.reference import ReferenceSet
     from bioseq.inference.predictor import Predictor
 
 
@@ -20,16 +21,19 @@ def load(
     threads: int | None = None,
     budget: int | None = None,
     registry: Registry | None = None,
+    homologs: str | Path | ReferenceSet = "auto",
 ) -> Predictor:
     """A predictor for a registry name (`default`, `NAME`, `NAME@V`), a backbone bundle's directory, or a
     directory in the Hugging Face ESM-2 layout.
 
     `dtype` is the arithmetic: float32 or bfloat16. `device` is auto, cpu, cuda or cuda:N; `threads` fixes
-    torch's thread count; `budget` is tokens a batch. Raises `NotFoundError`, `BundleError`,
-    `CheckpointError`.
+    torch's thread count; `budget` is tokens a batch. `homologs` is for a backbone that reads them: "auto" (the
+    shipped reference set), the folder of the set it was trained with, or "none". Raises `NotFoundError`,
+    `BundleError`, `CheckpointError`, and `ReferenceSetError` for another set.
     """
     from bioseq.bundles.bundle import is_checkpoint, open_bundle
     from bioseq.inference.predictor import Predictor
+    from bioseq.inference.reading import check_unread, reader_of
     from bioseq.sequences.alphabet import by_name
 
     path = Path(name_or_path)
@@ -37,6 +41,7 @@ def load(
     if is_path and is_checkpoint(path):
         from bioseq.backbones.esm2.checkpoint import load_checkpoint
 
+        check_unread(homologs, str(name_or_path))
         checkpoint = load_checkpoint(path)
         return Predictor(
             checkpoint.encoder,
@@ -60,8 +65,15 @@ def load(
             f"{name_or_path} is a head, not a backbone.",
             hint=f"Load its backbone and call predict(..., heads=[{str(name_or_path)!r}]).",
         )
+    encoder = load_backbone(bundle)
+    if encoder.config.reads_homologs:
+        reader = reader_of(bundle.manifest.extra, homologs, threads=threads)
+    else:
+        check_unread(homologs, str(name_or_path))
+        reader = None
     return Predictor(
-        load_backbone(bundle),
+        encoder,
+        reader=reader,
         name=bundle.manifest.name,
         version=bundle.manifest.version,
         content_hash=bundle.manifest.content_hash,

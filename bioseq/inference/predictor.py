@@ -32,6 +32,7 @@ from bioseq.inference.evidence import Mixture, residue_probabilities
 from bioseq.inference.homologs import HomologsOption, find_homologs
 from bioseq.inference.lanes import in_order
 from bioseq.inference.query import Part, Query, Result, Segment, merge
+from bioseq.inference.reading import HomologReader
 from bioseq.inference.runner import BatchRunner
 from bioseq.inference.scoring import scan_sites, score_variants
 from bioseq.progress import Progress
@@ -68,6 +69,7 @@ class Predictor:
         budget: int | None = None,
         registry: Registry | None = None,
         mixture: Mixture | None = None,
+        reader: HomologReader | None = None,
     ):
         if dtype not in DTYPES:
             raise SpecError(f"{dtype!r} is not one of {', '.join(DTYPES)}.", field="dtype")
@@ -85,6 +87,7 @@ class Predictor:
         self.encoder = encoder.to(self.device, DTYPES[dtype]).eval().requires_grad_(False)
         self.registry = registry
         self.mixture = mixture or Mixture()
+        self.reader = reader if encoder.config.reads_homologs else None
         self.heads: dict[str, Head] = {}
         self._runner = BatchRunner(self.encoder, self.alphabet, self.heads, self.device)
         self.max_residues = self.config.max_residues
@@ -195,8 +198,11 @@ class Predictor:
     # -------------------------------------------------------------------- run
 
     def run(self, queries: Sequence[Query], *, progress: Progress | None = None) -> list[Result]:
-        """Results in the order of `queries`. One forward pass a batch of `budget` tokens."""
-        results = [Result(notes=q.notes) for q in queries]
+        """Results in the order of `queries`. One forward pass a batch of `budget` tokens. For a backbone that reads
+        homologs those of all queries are searched first, together."""
+        if self.reader is not None:
+            self.reader.read(queries, self.alphabet)
+        results = [Result(notes=q.notes, homologs=q.homologs) for q in queries]
         features: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
         waiting: dict[tuple[int, str | None], dict[int, Part]] = defaultdict(dict)
         for part in in_order(self._batches(queries), self.threads if self.device.type == "cpu" else None):

@@ -22,7 +22,8 @@ class Query:
 
     `logits_at`: None, "all", or int64 places of residues. `cover` are the windows that will be computed,
     `overlap` their overlap. `routes` are the passes it takes: the bare trunk (None) and one for each head
-    with weights of its own. `nearest`: training examples to name beside each prediction.
+    with weights of its own. `nearest`: training examples to name beside each prediction. `evidence` float32 [L, E]:
+    what the homologs say, for a backbone that reads them, and `homologs` their number; filled in by the predictor.
     """
 
     ids: np.ndarray
@@ -35,6 +36,8 @@ class Query:
     cover: list[Window] = field(default_factory=list)
     overlap: int = 0
     routes: tuple[str | None, ...] = (None,)
+    evidence: np.ndarray | None = None
+    homologs: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -44,13 +47,14 @@ class Query:
 
 @dataclass(slots=True)
 class Result:
-    """What came of a `Query`: float32 `embedding`, float32 `logits` [P, V], `predictions` by head, and what was
-    done to the sequence on the way (`notes`)."""
+    """What came of a `Query`: float32 `embedding`, float32 `logits` [P, V], `predictions` by head, what was
+    done to the sequence on the way (`notes`), and how many homologs the backbone read (None: it reads none)."""
 
     embedding: np.ndarray | None = None
     logits: np.ndarray | None = None
     predictions: dict[str, dict[str, Any]] | None = None
     notes: tuple[str, ...] = ()
+    homologs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

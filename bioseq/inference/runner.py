@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from bioseq.backbones import lora
+from bioseq.backbones.packed.config import EVIDENCE_WIDTH
 from bioseq.backbones.packed.encoder import PackedEncoder
 from bioseq.backbones.pooling import reduce
 from bioseq.errors import ResourceError
 from bioseq.heads.head import Head
 from bioseq.inference import batching
+from bioseq.inference.batching import Window
 from bioseq.inference.query import Part, Query, Segment, logit_rows
 from bioseq.sequences.alphabet import Alphabet
 
@@ -70,8 +72,9 @@ class BatchRunner:
         cu_seqlens = torch.from_numpy(batch.cu_seqlens).to(self.device, non_blocking=True)
         layers = self._layers(queries, segments)
         bounds = batch.cu_seqlens.tolist()
+        evidence_TE = self._evidence(encoder, [queries[s.query] for s in segments], windows, bounds)
         with self._routed(encoder, segments, bounds):
-            out = encoder(tokens_T, cu_seqlens, batch.max_seqlen, layers=layers)
+            out = encoder(tokens_T, cu_seqlens, batch.max_seqlen, layers=layers, evidence_TE=evidence_TE)
         hidden = dict(zip(layers, out if isinstance(out, tuple) else (out,)))
         rows: list[np.ndarray] = []
         for s, start, window in zip(segments, bounds, windows):
@@ -80,7 +83,8 @@ class BatchRunner:
         counts = [len(r) for r in rows]
         if sum(counts):
             chosen = torch.from_numpy(np.concatenate(rows)).to(self.device)
-            flat = encoder.logits(hidden[-1][chosen]).float()
+            known = None if evidence_TE is None else evidence_TE[chosen]
+            flat = encoder.logits(hidden[-1][chosen], known).float()
             logits = [part if n else None for part, n in zip(flat.split(counts), counts)]
         depth = self.encoder.config.n_layers
         result = []
@@ -94,6 +98,19 @@ class BatchRunner:
             else:
                 result.append(self.reduced(queries[s.query], s, slices, part))
         return result
+
+    def _evidence(
+        self, encoder: PackedEncoder, queries: Sequence[Query], windows: Sequence[Window], bounds: list[int]
+    ) -> Tensor | None:
+        """What the homologs say of the pack, float32 [T, E]; None where nobody has any."""
+        if not encoder.config.reads_homologs or all(q.evidence is None for q in queries):
+            return None
+        rows = np.zeros((bounds[-1], EVIDENCE_WIDTH), dtype=np.float32)
+        for query, window, start in zip(queries, windows, bounds):
+            if query.evidence is not None:
+                part = query.evidence[window.start : window.end]
+                rows[start + 1 : start + 1 + len(part)] = part
+        return torch.from_numpy(rows).to(self.device, non_blocking=True)
 
     def _routed(self, encoder: PackedEncoder, segments: list[Segment], bounds: list[int]) -> Any:
         if encoder is not self.encoder or all(s.route is None for s in segments):

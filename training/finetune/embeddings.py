@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,7 +29,7 @@ def cache_folder(given: str | None = None) -> Path:
 
 def _key(predictor: Predictor, sequences: Sequence[str], ask: EmbedOptions, kept: str) -> str:
     digest = hashlib.sha256()
-    settings = (
+    settings: tuple[Any, ...] = (
         predictor.weights_hash,
         predictor.dtype,
         predictor.device.type,
@@ -37,6 +37,8 @@ def _key(predictor: Predictor, sequences: Sequence[str], ask: EmbedOptions, kept
         kept,
         predictor.max_residues,
     )
+    if predictor.config.reads_homologs and predictor.reader is None:
+        settings += ("without homologs",)
     digest.update(repr(settings).encode())
     for s in sequences:
         digest.update(s.encode() + b"\n")

@@ -25,6 +25,7 @@ from bioseq.backbones.packed.config import ModelConfig
 from bioseq.backbones.packed.encoder import PackedEncoder
 from bioseq.backbones.packed.weights import build_encoder
 from bioseq.backbones.pooling import EmbedOptions
+from bioseq.errors import SpecError
 from bioseq.heads.head import clean
 from bioseq.inference import batching
 from bioseq.inference.batching import SPECIAL_TOKENS
@@ -79,6 +80,12 @@ def fit_tuned(
     the tuned model sees them."""
     from bioseq.inference.predictor import Predictor
 
+    if predictor.config.reads_homologs:
+        raise SpecError(
+            f"{method} does not train a backbone that reads homologs ({predictor.name}).",
+            field="method",
+            hint="Choose method 'frozen', whose features are made with homologs.",
+        )
     labels = parts["train"]
     residue = labels.task == "per_residue"
     encoder = build_encoder(predictor.config, predictor.encoder.state_dict())

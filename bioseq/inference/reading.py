@@ -1,0 +1,56 @@
+"""Homologs for a backbone that reads them, fetched for all queries of a run at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bioseq.bundles.manifest import Extra
+from bioseq.errors import ReferenceSetError, SpecError
+from bioseq.homologs.door import Homologs
+from bioseq.homologs.profile import profile
+from bioseq.homologs.reading import READING, evidence
+from bioseq.homologs.reference import ReferenceSet, open_reference
+from bioseq.inference.query import Query
+from bioseq.sequences.alphabet import Alphabet
+
+
+class HomologReader:
+    """Searches queries in the reference set that the backbone was trained with. Masked residues are hidden from the
+    search too; searches made before are taken from the cache."""
+
+    def __init__(self, reference: ReferenceSet, *, threads: int | None = None):
+        self.reference = reference
+        self._door = Homologs(reference, settings=READING, threads=threads, quiet=True)
+
+    def read(self, queries: Sequence[Query], alphabet: Alphabet) -> None:
+        """Fill in `evidence` and `homologs` of the queries that have none yet."""
+        waiting = [q for q in queries if q.evidence is None]
+        texts = [alphabet.decode(q.ids).replace("<mask>", "X") for q in waiting]
+        for query, hits in zip(waiting, self._door.search(texts), strict=True):
+            query.evidence, query.homologs = evidence(profile(hits)), len(hits)
+
+
+def reader_of(
+    extra: Extra, homologs: str | Path | ReferenceSet, *, threads: int | None = None
+) -> HomologReader | None:
+    """The reader of a bundle whose manifest has this `extra`. `homologs` is "auto" (the shipped set), a reference
+    set, or "none". Raises `ReferenceSetError` for another set than the backbone was trained with."""
+    if homologs == "none":
+        return None
+    wanted = extra["homologs"]
+    reference = open_reference("default" if homologs == "auto" else homologs)
+    if reference.hash != wanted["reference"]:
+        raise ReferenceSetError(
+            f"the backbone reads homologs from {wanted.get('name', '')!r} ({wanted['reference'][:19]}...); "
+            f"{reference.name!r} is another set ({reference.hash[:19]}...).",
+            code="homologs.wrong_hash",
+            hint="Name the folder of that set as homologs, or 'none' to use the backbone without homologs.",
+        )
+    return HomologReader(reference, threads=threads)
+
+
+def check_unread(homologs: str | Path | ReferenceSet, name: str) -> None:
+    """Raise `SpecError` where a set is named for a backbone that does not read homologs."""
+    if homologs not in ("auto", "none"):
+        raise SpecError(f"{name} does not read homologs.", field="homologs", hint="Leave it out.")

@@ -1,0 +1,125 @@
+"""A backbone that reads homologs, through the predictor: random weights, made-up families, real searches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import bioseq
+from bioseq.backbones.packed.config import ModelConfig
+from bioseq.backbones.packed.encoder import PackedEncoder
+from bioseq.backbones.storage import save_backbone
+from bioseq.errors import ReferenceSetError, SpecError
+from bioseq.homologs.mmseqs import find_mmseqs
+from bioseq.homologs.reference import build_reference
+from bioseq.sequences.fasta import Record
+
+pytestmark = pytest.mark.skipif(
+    find_mmseqs() is None, reason="needs MMseqs2 (pip install 'bioseq[homologs]')"
+)
+LETTERS = list("LAGVSERTIDPKQNFYMHWC")
+CONFIG = ModelConfig("reading", 2, 32, 4, 64, max_residues=150, reads_homologs=True, convolution=3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BIOSEQ_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reference set of four families, another set, a backbone's bundle, and queries in `queries.txt`: one of
+    each family, a stranger, and one that is longer than the backbone's limit."""
+    folder = tmp_path_factory.mktemp("reading")
+    draw = np.random.default_rng(0)
+
+    def relative(ancestor: np.ndarray) -> str:
+        return "".join(
+            np.where(draw.random(len(ancestor)) < 0.25, draw.choice(LETTERS, len(ancestor)), ancestor)
+        )
+
+    ancestors = [draw.choice(LETTERS, n) for n in (80, 100, 120, 200)]
+    members = [Record(f"m{i}_{k}", relative(a)) for i, a in enumerate(ancestors) for k in range(4)]
+    reference = build_reference(members, folder / "reference", name="families")
+    build_reference(members[:3], folder / "other", name="other")
+    queries = [relative(a) for a in ancestors[:3]] + [
+        "".join(draw.choice(LETTERS, 90)),
+        relative(ancestors[3]),
+    ]
+    (folder / "queries.txt").write_text("\n".join(queries))
+    encoder = PackedEncoder(CONFIG)
+    generator = torch.Generator().manual_seed(0)
+    encoder.init_weights(generator)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    extra = {"homologs": {"reference": reference.hash, "name": "families"}}
+    save_backbone(folder / "bundle", encoder, name="reading", card="a card", evidence={}, extra=extra)
+    return folder
+
+
+@pytest.fixture
+def queries(place: Path) -> list[str]:
+    return (place / "queries.txt").read_text().split()
+
+
+def relative_error(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def test_results_do_not_depend_on_batch_mates_and_say_how_many_were_read(place: Path, queries) -> None:
+    model = bioseq.load(place / "bundle", homologs=place / "reference", threads=1)
+    together = model.embed(queries, long_sequences="window")
+    for i, query in enumerate(queries):
+        alone = bioseq.load(place / "bundle", homologs=place / "reference", threads=1)
+        assert relative_error(together[i], alone.embed([query], long_sequences="window")[0]) <= 1e-5
+    prepared = [model.prepare(q, logits="all", long_sequences="window") for q in queries]
+    assert [r.homologs for r in model.run(prepared)] == [4, 4, 4, 0, 4]
+
+
+def test_homologs_change_what_has_them_and_nothing_else(place: Path, queries) -> None:
+    with_them = bioseq.load(place / "bundle", homologs=place / "reference").logits(queries[:4])
+    plain = bioseq.load(place / "bundle", homologs="none")
+    without = plain.logits(queries[:4])
+    assert min(relative_error(a, b) for a, b in zip(with_them[:3], without[:3])) > 0.05
+    assert np.array_equal(with_them[3], without[3])
+    assert plain.run([plain.prepare(queries[0], logits="all")])[0].homologs is None
+
+
+def test_masked_residues_are_hidden_from_the_search(place: Path, queries) -> None:
+    model = bioseq.load(place / "bundle", homologs=place / "reference")
+    letters = list(queries[0])
+    a, b = letters.copy(), letters.copy()
+    a[30], b[30] = "<mask>", "<mask>"
+    b[30 + 1] = "W" if letters[31] != "W" else "Y"  # a visible residue does count
+    first, second = model.logits(["".join(a), "".join(b)])
+    visible = model.logits([queries[0]])[0]
+    assert relative_error(first, second) > 1e-4
+    assert relative_error(first, visible) > 1e-4
+    query = model.prepare("".join(a), logits="all")
+    model.reader.read([query], model.alphabet)
+    hidden = model.prepare("".join([*letters[:30], "X", *letters[31:]]), logits="all")
+    model.reader.read([hidden], model.alphabet)
+    assert np.array_equal(query.evidence, hidden.evidence)
+
+
+def test_a_missing_or_another_reference_set_is_refused(place: Path) -> None:
+    with pytest.raises(ReferenceSetError, match=r"reads homologs from 'families'.*'other' is another set"):
+        bioseq.load(place / "bundle", homologs=place / "other")
+    with pytest.raises(ReferenceSetError, match="does not exist"):
+        bioseq.load(place / "bundle", homologs=place / "nowhere")
+    with pytest.raises(SpecError, match="default does not read homologs"):
+        bioseq.load("default", homologs=place / "reference")
+
+
+def test_scores_of_a_reading_backbone_are_not_mixed_with_the_profile_again(place: Path, queries) -> None:
+    model = bioseq.load(place / "bundle", homologs=place / "reference")
+    changes = [f"{queries[0][0]}1{'W' if queries[0][0] != 'W' else 'Y'}"]
+    own = model.score(queries[0], changes)
+    assert own == model.score(queries[0], changes, homologs="none")
+    assert own != bioseq.load(place / "bundle", homologs="none").score(queries[0], changes, homologs="none")
