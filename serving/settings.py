@@ -78,6 +78,14 @@ class Settings:
     poll_s: float = 1.0
     roots: tuple[str, ...] = ()
     behind_serve: bool = False
+    # Homologs: the reference set of scores and scans that name none ("none": no search), further ones by their folder,
+    # and the deployment that searches.
+    homologs: str = "default"
+    reference_sets: tuple[str, ...] = ()
+    search_replicas: int = 1
+    search_cpus: float = 0.5
+    search_threads: int | None = None
+    max_queued_residues: int = 2_000_000
     # Jobs and files: `data` is where they lie (default: the home), on a disk that all nodes see.
     data: str = ""
     max_running_jobs: int = 2
@@ -113,6 +121,12 @@ class Settings:
         if not self.data:
             object.__setattr__(self, "data", os.environ.get("BIOSEQ_DATA") or self.home)
         object.__setattr__(self, "roots", tuple(self.roots))
+        object.__setattr__(self, "reference_sets", tuple(self.reference_sets))
+        if self.homologs not in ("none", *self.references):
+            raise SpecError(
+                "this reference set is not one of the server's.", field="homologs",
+                hint=f"Known: none, {', '.join(self.references)}.",
+            )  # fmt: skip
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Settings:
@@ -127,6 +141,16 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @property
+    def references(self) -> dict[str, str]:
+        """Reference sets by the name that requests give: "default", and each folder's own name."""
+        return {"default": "default", **{Path(folder).name: folder for folder in self.reference_sets}}
+
+    @property
+    def searches(self) -> bool:
+        """Whether homologs are searched at all."""
+        return self.homologs != "none" or bool(self.reference_sets)
 
     @property
     def on_loopback(self) -> bool:

@@ -86,13 +86,39 @@ class EngineReplica:
         self.host.engine.stop()
 
 
+class SearchReplica:
+    """`Searches` in a process of its own, without a GPU."""
+
+    async def __init__(self, settings: dict[str, Any]):  # type: ignore[misc]
+        from serving.engine.searches import Searches
+
+        shut_inner_port()
+        plain = Settings.from_dict(settings)
+        logs.to_file(plain.log_file)
+        self.searches = Searches(plain)
+        # Beside the start, which may have to build the index: until then requests wait in the queue.
+        self._task = asyncio.create_task(self.searches.start())
+
+    async def find(self, ask: Any) -> Any:
+        await asyncio.shield(self._task)
+        return await self.searches.find(ask)
+
+    async def check_health(self) -> None:
+        if self._task.done():
+            self.searches.engine.check()
+
+    async def __del__(self) -> None:
+        self._task.cancel()
+        self.searches.engine.stop()
+
+
 class Ingress:
     """FastAPI in front of the engines."""
 
-    def __init__(self, settings: dict[str, Any], engines: Any):
+    def __init__(self, settings: dict[str, Any], engines: Any, searches: Any = None):
         shut_inner_port()
         self.settings = Settings.from_dict({**settings, "behind_serve": True})
-        self.engines = engines
+        self.engines, self.searches = engines, searches
 
     def __serve_build_asgi_app__(self) -> Any:
         from bioseq.bundles.registry import Registry
@@ -114,6 +140,7 @@ class Ingress:
             catalogue,
             Database(self.settings.database),
             board,
+            HandleLink(self.searches, recovery_s=self.settings.recovery_s) if self.searches else None,
         )
         app = create_app(service)
         self._task = asyncio.get_running_loop().create_task(_report(app, board))
@@ -192,4 +219,16 @@ def build(args: dict[str, Any] | None = None) -> Any:
         graceful_shutdown_wait_loop_s=0.5,
         ray_actor_options={"num_cpus": 0},
     )(serve.ingress()(Ingress))
-    return ingress.bind(plain, engine.bind(plain))
+    if not settings.searches:
+        return ingress.bind(plain, engine.bind(plain))
+    search = serve.deployment(
+        name="homologs",
+        num_replicas=settings.search_replicas,
+        max_ongoing_requests=MAX_ONGOING,
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+        graceful_shutdown_timeout_s=settings.drain_s,
+        graceful_shutdown_wait_loop_s=0.5,
+        ray_actor_options={"num_cpus": settings.search_cpus},
+    )(SearchReplica)
+    return ingress.bind(plain, engine.bind(plain), search.bind(plain))

@@ -7,12 +7,15 @@ that is not ours.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from bioseq import errors
 from bioseq.errors import BioseqError, SequenceError, ServiceError
+
+if TYPE_CHECKING:
+    from bioseq.inference.evidence import Found, Homologs
 
 Kind = Literal["embed", "predict", "logits", "score", "scan"]
 
@@ -22,7 +25,8 @@ class Ask:
     """A slice of a request for one exact backbone `model` ("NAME@V") and exact `heads`.
 
     `offset` is the place of the first sequence in the whole request, for error messages. `options` hold what
-    is particular to the kind. `admitted`: the request's first slice was accepted, so this one must be.
+    is particular to the kind. `admitted`: the request's first slice was accepted, so this one must be. `reference` is
+    where homologs are searched before an engine is asked, which gives `found`, one a sequence.
     """
 
     kind: Kind
@@ -33,6 +37,8 @@ class Ask:
     offset: int = 0
     admitted: bool = False
     timeout_s: float = 600.0
+    reference: str | None = None
+    found: tuple[Found, ...] = field(default=(), repr=False)
     options: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
@@ -82,12 +88,13 @@ class Fault:
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What a slice gives. `arrays`: embeddings (one [n, D] or [n, layers, D] array, or a list of [L, D]),
-    logits, or scan matrices; `predictions` a list of dicts by head; `scores` floats. `engine_s`: seconds in
+    logits, or scan matrices; `homologs` what stood behind each, where they were asked for; `predictions` a list of dicts by head; `scores` floats. `engine_s`: seconds in
     the replica."""
 
     fault: Fault | None = None
     arrays: np.ndarray | list[np.ndarray] | None = None
     predictions: list[dict[str, Any]] | None = None
     scores: list[float] | None = None
+    homologs: tuple[Homologs, ...] | None = None
     notes: tuple[tuple[str, ...], ...] = ()
     engine_s: float = 0.0

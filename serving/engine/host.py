@@ -12,7 +12,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -142,9 +142,7 @@ class Host:
 
             trouble("ask failed", error)
             return Reply(fault=Fault.of(error))
-        return Reply(
-            None, reply.arrays, reply.predictions, reply.scores, reply.notes, time.perf_counter() - began
-        )
+        return replace(reply, engine_s=time.perf_counter() - began)
 
     async def _answer(self, ask: Ask) -> Reply:
         slot = await self._slot(ask.model)
@@ -229,6 +227,8 @@ class Host:
         if ask.kind == "predict":
             return Reply(predictions=[r.predictions for r in results], notes=notes)
         rows = [r.embedding if ask.kind == "embed" else r.logits for r in results]
+        if ask.found:
+            return await asyncio.to_thread(_beside_homologs, predictor, ask, rows, notes)
         ragged = ask.kind == "logits" or ask.options["per_residue"]
         return Reply(arrays=rows if ragged else np.stack(rows), notes=notes)
 
@@ -240,15 +240,28 @@ class Host:
 
         def planned() -> Plan:
             wild = WildType.prepare(predictor, ask.sequences[0], o["strategy"], ask.long_sequences)
+            wild = wild.with_homologs(ask.found[0] if ask.found else None)
             return plan_scan(wild) if ask.kind == "scan" else plan_scores(wild, wild.read(o["mutants"]))
 
         plan = await asyncio.to_thread(planned)
         results = await self.engine.submit(predictor, plan.queries, admitted=ask.admitted)
         _raise_first(results)
         scored = plan.finish(results)
+        notes = (tuple(scored.notes),)
+        told = None if scored.homologs is None else (scored.homologs,)
         if ask.kind == "scan":
-            return Reply(arrays=[scored.values], notes=(tuple(scored.notes),))
-        return Reply(scores=[float(v) for v in scored.values], notes=(tuple(scored.notes),))
+            return Reply(arrays=[scored.values], notes=notes, homologs=told)
+        return Reply(scores=[float(v) for v in scored.values], notes=notes, homologs=told)
+
+
+def _beside_homologs(predictor: Predictor, ask: Ask, rows: list[Any], notes: Any) -> Reply:
+    """Logits mixed with what the homologs say."""
+    from bioseq.inference.evidence import Evidence, residue_probabilities
+
+    mixture, alphabet = predictor.mixture, predictor.alphabet
+    told = tuple(Evidence.of(f, mixture, len(row)).summary() for f, row in zip(ask.found, rows, strict=True))
+    mixed = [residue_probabilities(row, f, mixture, alphabet) for f, row in zip(ask.found, rows, strict=True)]
+    return Reply(arrays=mixed, notes=notes, homologs=told)
 
 
 def _need_lm_head(predictor: Predictor) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from serving.engine.asks import Ask, Reply
 from serving.engine.queueing import EngineDead
+from serving.engine.searches import SearchAsk, SearchReply
 
 if TYPE_CHECKING:
     from serving.engine.host import Host
@@ -18,6 +19,12 @@ ATTEMPTS = 4  # an ask that kills its engine so often is given up: it is the ask
 class Link(Protocol):
     async def answer(self, ask: Ask) -> Reply: ...
     async def status(self) -> dict[str, Any]: ...
+
+
+class SearchLink(Protocol):
+    """How the ingress reaches what searches for homologs."""
+
+    async def find(self, ask: SearchAsk) -> SearchReply: ...
 
 
 class LocalLink:
@@ -39,7 +46,7 @@ class HandleLink:
     `EngineDead` when no replica has answered within `recovery_s`."""
 
     def __init__(self, handle: Any, *, recovery_s: float = 60.0):
-        self._answer, self._status = handle.answer, handle.status
+        self._answer, self._find, self._status = handle.answer, handle.find, handle.status
         self.recovery_s = recovery_s
 
     async def answer(self, ask: Ask) -> Reply:
@@ -50,6 +57,9 @@ class HandleLink:
             return await asyncio.wait_for(self._call(self._status, attempts=1), 2.0)
         except TimeoutError:
             raise EngineDead("no engine answers.") from None
+
+    async def find(self, ask: SearchAsk) -> SearchReply:
+        return await self._call(self._find, ask, attempts=ATTEMPTS)
 
     async def _call(self, method: Any, *args: Any, attempts: int) -> Any:
         from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError

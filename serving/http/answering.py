@@ -9,18 +9,23 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from fastapi import Request
 from starlette.responses import Response, StreamingResponse
 
-from bioseq.errors import ServiceError
+from bioseq.errors import ServiceError, SpecError
 from serving.database.keys import KeyInfo
 from serving.engine.asks import Ask, Reply
+from serving.engine.searches import SearchAsk
 from serving.http.checks import Checked, checked, slices
 from serving.http.formats import Writer
 from serving.http.service import Service, service_of
 from serving.http.targets import Target, find
 from serving.problems import Problem, too_many_items
+
+if TYPE_CHECKING:
+    from bioseq.inference.evidence import Found
 
 
 @dataclass(kw_only=True)
@@ -31,6 +36,11 @@ class Order(ABC):
     sequences: Sequence[str]
     heads: Sequence[str] = ()
     long_sequences: str = "error"
+    homologs: str = "none"  # none, a reference set, or auto
+
+    def auto(self, service: Service) -> str:
+        """The reference set that auto stands for."""
+        return "none"
 
     def check(self, target: Target, service: Service) -> None:
         """Raise what is wrong with it for this model."""
@@ -70,7 +80,8 @@ async def answer(request: Request, key: KeyInfo, order: Order) -> Response:
     settings = service.settings
     sizes = [a_sequence + a_residue * n for n in cost.residues]
     cuts = slices(cost.tokens, sizes, settings.chunk_tokens, settings.chunk_bytes)
-    ask = replace(order.ask(target), timeout_s=settings.request_s)
+    reference = _reference(order, target, service)
+    ask = replace(order.ask(target), timeout_s=settings.request_s, reference=reference)
     first, *later = [
         replace(ask, sequences=ask.sequences[cut], offset=cut.start, admitted=cut.start > 0) for cut in cuts
     ]
@@ -88,6 +99,22 @@ async def answer(request: Request, key: KeyInfo, order: Order) -> Response:
         return Response(body, media_type=writer.media, headers=headers)
     pieces = _pieces(request, reply, later, writer, usage)
     return StreamingResponse(pieces, media_type=writer.media, headers=headers)
+
+
+def _reference(order: Order, target: Target, service: Service) -> str | None:
+    """Where the homologs of this request are searched. Raises `SpecError`."""
+    proteins = target.shape.alphabet.name == "protein"
+    name = order.homologs
+    if name == "auto":
+        name = order.auto(service) if proteins else "none"
+    if name == "none":
+        return None
+    if not proteins:
+        raise SpecError(
+            f"{target.model.name} reads {target.shape.alphabet.name}; homologs are searched for proteins.",
+            field="homologs",
+        )
+    return name
 
 
 async def _charge(request: Request, key: KeyInfo, target: Target, items: int, tokens: int) -> int:
@@ -117,8 +144,10 @@ async def _charge(request: Request, key: KeyInfo, target: Target, items: int, to
 
 
 async def _reply(request: Request, ask: Ask) -> Reply:
-    """One slice; a fault is raised as its error."""
+    """One slice: its homologs, if they are wanted, then the engine. A fault is raised as its error."""
     service = service_of(request)
+    if ask.reference is not None:
+        ask = replace(ask, found=await _homologs(request, ask))
     with service.tracing.ask(ask.kind, ask.model, ask.heads, len(ask.sequences)) as span:
         reply = await service.link.answer(ask)
         if span is not None:
@@ -128,6 +157,31 @@ async def _reply(request: Request, ask: Ask) -> Reply:
     if reply.fault is not None:
         raise reply.fault.error()
     return reply
+
+
+async def _homologs(request: Request, ask: Ask) -> tuple[Found, ...]:
+    """What the search deployment finds for a slice."""
+    service = service_of(request)
+    assert ask.reference is not None
+    if service.searches is None:
+        raise Problem(
+            503, "homologs.off", "this server does not search for homologs. Ask with homologs 'none'."
+        )
+    reply = await service.searches.find(
+        SearchAsk(
+            ask.reference,
+            ask.sequences,
+            ask.kind in ("score", "scan"),
+            ask.offset,
+            ask.admitted,
+            ask.timeout_s,
+        )
+    )
+    told = request.scope["bioseq.asked"]
+    told["search_ms"] = round(told.get("search_ms", 0.0) + reply.search_s * 1000, 2)
+    if reply.fault is not None:
+        raise reply.fault.error()
+    return reply.found
 
 
 async def _pieces(

@@ -22,6 +22,7 @@ from bioseq.version import __version__
 from serving.database.base import Database
 from serving.engine.catalogue import Catalogue
 from serving.engine.link import LocalLink
+from serving.engine.searches import Searches
 from serving.http import error_responses
 from serving.http.limits import RequestLimits
 from serving.http.routes import embed, estimate, health, jobs, models, predict, variants
@@ -163,9 +164,15 @@ async def in_process(
     host = Host(settings, catalogue, load=load, observer=observer)
     await host.start()
     try:
-        app = create_app(Service(settings, LocalLink(host), catalogue, database, LocalBoard(host, observer)))
+        searches = Searches(settings) if settings.searches else None
+        if searches is not None:
+            await searches.start()
+        board = LocalBoard(host, observer)
+        app = create_app(Service(settings, LocalLink(host), catalogue, database, board, searches))
         async with app.lifespan():
             yield app
     finally:
         host.engine.stop()
+        if searches is not None:
+            searches.engine.stop()
         database.dispose()

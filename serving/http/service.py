@@ -11,7 +11,7 @@ from fastapi import Request
 from serving.database.base import Database
 from serving.database.keys import Keys
 from serving.engine.catalogue import Catalogue
-from serving.engine.link import Link
+from serving.engine.link import Link, SearchLink
 from serving.http.auth import Authorizer
 from serving.settings import Settings
 from serving.telemetry.metrics import IngressMetrics
@@ -25,6 +25,7 @@ class Service:
     catalogue: Catalogue
     database: Database
     board: Any = None
+    searches: SearchLink | None = None
     metrics: IngressMetrics = field(default_factory=IngressMetrics)
     tracing: Tracing = field(default_factory=Tracing)
     extras: dict[str, Any] = field(default_factory=dict)  # what other rooms (jobs, files) keep here

@@ -27,7 +27,7 @@ from serving.http.formats import (
     vector_item,
 )
 from serving.http.routes.body import Route
-from serving.http.schemas.common import problems
+from serving.http.schemas.common import homolog_info, problems
 from serving.http.schemas.embed import (
     EmbedRequest,
     EmbedResponse,
@@ -103,7 +103,10 @@ async def logits(
 
 class LogitsOrder(Order):
     def __init__(self, body: LogitsRequest, media: str):
-        super().__init__(model=body.model, sequences=body.sequences, long_sequences=body.long_sequences)
+        super().__init__(
+            model=body.model, sequences=body.sequences, long_sequences=body.long_sequences,
+            homologs=body.homologs,
+        )  # fmt: skip
         self.body, self.media = body, media
 
     def ask(self, target: Target) -> Ask:
@@ -117,9 +120,17 @@ class LogitsOrder(Order):
         tokens = target.shape.alphabet.tokens
         if self.media == JSON:
             head = {"model": target.model.exact, "tokens": tokens}
-            return JsonRows(head, vector_item("logits", self.body.dtype))
+            return JsonRows(head, _with_homologs(vector_item("logits", self.body.dtype)))
         meta = {"tokens": " ".join(tokens), "width": str(len(tokens))}
         return _binary(self.media, "logits", (len(tokens),), self.body.dtype, True, cost, target, meta)
+
+
+def _with_homologs(make: Any) -> Any:
+    def item(reply: Reply, i: int, index: int) -> dict[str, Any]:
+        made = make(reply, i, index)
+        return made | ({"homologs": homolog_info(reply.homologs[i])} if reply.homologs else {})
+
+    return item
 
 
 def _item(name: str, dtype: str, per_residue: bool) -> Any:

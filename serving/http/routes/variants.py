@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from serving.http.auth import require
 from serving.http.checks import Checked, variant_tokens
 from serving.http.formats import ARROW, JSON, NPZ, ArrowRows, NpzRows, TableRows, Whole, Writer, choose, dumps
 from serving.http.routes.body import Route
-from serving.http.schemas.common import problems
+from serving.http.schemas.common import homolog_info, problems
 from serving.http.schemas.variants import ScanRequest, ScanResponse, ScoreRequest, ScoreResponse
 from serving.http.service import Service
 from serving.http.targets import Target
@@ -56,8 +57,14 @@ class _VariantOrder(Order):
     body: ScoreRequest | ScanRequest
 
     def __init__(self, body: ScoreRequest | ScanRequest, media: str):
-        super().__init__(model=body.model, sequences=[body.sequence], long_sequences=body.long_sequences)
+        super().__init__(
+            model=body.model, sequences=[body.sequence], long_sequences=body.long_sequences,
+            homologs=body.homologs,
+        )  # fmt: skip
         self.body, self.media = body, media
+
+    def auto(self, service: Service) -> str:
+        return service.settings.homologs
 
     def tokens(self, target: Target, length: int) -> int:
         raise NotImplementedError
@@ -78,7 +85,8 @@ class _VariantOrder(Order):
         raise NotImplementedError
 
     def meta(self, target: Target, reply: Reply) -> dict[str, Any]:
-        return {"model": target.model.exact, "strategy": self.body.strategy}
+        meta = {"model": target.model.exact, "strategy": self.body.strategy}
+        return meta | ({"homologs": homolog_info(reply.homologs[0])} if reply.homologs else {})
 
 
 class ScoreOrder(_VariantOrder):
@@ -147,6 +155,8 @@ class ScanOrder(_VariantOrder):
         usage = {**usage, "items": int(table.size)}
         meta = {**self.meta(target, reply), "letters": letters}
         if self.media == JSON:
+            if reply.homologs:
+                meta |= {"depth": reply.homologs[0].depth, "weights": reply.homologs[0].weight}
             rows = np.ascontiguousarray(table)
             return dumps({**meta, "scores": rows, "notes": reply.notes[0], "usage": usage})
         told = _told(meta, reply)
@@ -159,7 +169,8 @@ class ScanOrder(_VariantOrder):
 
 
 def _told(meta: dict[str, Any], reply: Reply) -> dict[str, str]:
-    return {**meta, "notes": "; ".join(reply.notes[0])}
+    told = {k: v if isinstance(v, str) else json.dumps(v) for k, v in meta.items()}
+    return {**told, "notes": "; ".join(reply.notes[0])}
 
 
 def _written(writer: Writer, reply: Reply, usage: dict[str, int]) -> bytes:

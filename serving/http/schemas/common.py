@@ -43,6 +43,23 @@ LongSequences = Annotated[
     ),
 ]
 
+Homologs = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=120,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        description="Where relatives are searched: `auto`, `none`, `default` (the shipped reference set), or a reference "
+        "set of this server.",
+    ),
+]
+OwnHomologs = Annotated[
+    Literal["auto", "none"],
+    Field(
+        description="`auto`: those that the model or head reads itself, if it does. Nothing else is searched."
+    ),
+]
+
 
 class Wire(BaseModel):
     """Requests: unknown fields are refused and types are not bent."""
@@ -54,6 +71,25 @@ class Answer(BaseModel):
     """Responses."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class HomologInfo(Answer):
+    """What stood behind an answer. Without homologs it is the model's and a substitution matrix's alone."""
+
+    source: str = Field(description="The reference set.")
+    number: int = Field(description="Homologs found.")
+    effective: float = Field(description="Effective number of homologs: near copies count once.")
+    weight: float = Field(description="The model's weight beside them, 0 to 1: the mean over residues.")
+
+
+def homolog_info(found: Any) -> dict[str, Any]:
+    """A `HomologInfo` of the engine's summary."""
+    return {
+        "source": found.source,
+        "number": int(found.number),
+        "effective": round(float(found.effective), 3),
+        "weight": round(float(found.weight.mean()), 4),
+    }
 
 
 class Usage(Answer):

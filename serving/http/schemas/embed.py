@@ -9,8 +9,11 @@ from pydantic import ConfigDict, Field
 from serving.http.schemas.common import (
     EXAMPLES,
     Answer,
+    HomologInfo,
+    Homologs,
     LongSequences,
     ModelName,
+    OwnHomologs,
     Sequence,
     Sequences,
     Usage,
@@ -29,6 +32,7 @@ class EmbedRequest(Wire):
     layers: Annotated[list[int], Field(min_length=1, max_length=64)] = Field([-1])
     per_residue: bool = Field(False, description="One vector a residue instead of a pooled one.")
     long_sequences: LongSequences = "error"
+    homologs: OwnHomologs = "auto"
     dtype: Literal["float32", "float16"] = "float32"
 
 
@@ -48,17 +52,22 @@ class EmbedResponse(Answer):
 
 
 class LogitsRequest(Wire):
-    """Language-model logits of every residue."""
+    """Language-model logits of every residue; with homologs log-probabilities of model and homologs together, and
+    masked residues are hidden from the search too."""
 
     sequences: Sequences
     model: ModelName = "default"
     long_sequences: LongSequences = "error"
+    homologs: Homologs = "auto"
     dtype: Literal["float32", "float16"] = "float32"
 
 
 class LogitsItem(Answer):
     index: int
     logits: list[list[float]] = Field(description="[L, V]")
+    homologs: HomologInfo | None = Field(
+        None, description="The homologs that were mixed in, if any were sought."
+    )
     notes: list[str]
 
 

@@ -6,7 +6,16 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.http.schemas.common import Answer, HeadName, LongSequences, ModelName, Sequences, Usage, Wire
+from serving.http.schemas.common import (
+    Answer,
+    HeadName,
+    LongSequences,
+    ModelName,
+    OwnHomologs,
+    Sequences,
+    Usage,
+    Wire,
+)
 
 
 class PredictRequest(Wire):
@@ -22,13 +31,16 @@ class PredictRequest(Wire):
         int, Field(ge=0, le=100, description="Name so many nearest training examples beside each prediction.")
     ] = 0
     long_sequences: LongSequences = "error"
+    homologs: OwnHomologs = "auto"
 
 
 class Prediction(BaseModel):
     """`value`: a number (several targets: a map), a label, a list of labels, or a string of length L.
     `interval`: [low, high] of a regression. `probabilities`: by label, or [L, C] in the order of `labels`.
     `ood`: distance to the training set, higher is further; `ood_percentile` its place among theirs.
-    `nearest`, if asked for: ids of the nearest training examples and their cosine similarity."""
+    `nearest`: the nearest training sequence by alignment (id, identity, coverage, label), or as many training examples
+    as were asked for, with their cosine similarity. `homologs`: how many training sequences are relatives, and their
+    effective number."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -6,7 +6,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from serving.http.schemas.common import EXAMPLES, MAX_ITEMS, Answer, ModelName, Sequence, Usage, Wire
+from serving.http.schemas.common import (
+    EXAMPLES,
+    MAX_ITEMS,
+    Answer,
+    HomologInfo,
+    Homologs,
+    ModelName,
+    Sequence,
+    Usage,
+    Wire,
+)
 
 Strategy = Annotated[
     Literal["masked-marginals", "wt-marginals", "pseudo-log-likelihood"],
@@ -24,12 +34,16 @@ class ScoreRequest(Wire):
     model: ModelName = "default"
     strategy: Strategy = "masked-marginals"
     long_sequences: Long = "error"
+    homologs: Homologs = "auto"
 
 
 class ScoreResponse(Answer):
     model: str
     strategy: str
     scores: list[float] = Field(description="In the order of `mutants`.")
+    homologs: HomologInfo | None = Field(
+        None, description="The homologs that were mixed in, if any were sought."
+    )
     notes: list[str]
     usage: Usage
 
@@ -41,6 +55,7 @@ class ScanRequest(Wire):
     model: ModelName = "default"
     strategy: Strategy = "masked-marginals"
     long_sequences: Long = "error"
+    homologs: Homologs = "auto"
 
 
 class ScanResponse(Answer):
@@ -48,5 +63,10 @@ class ScanResponse(Answer):
     strategy: str
     letters: str = Field(description="The columns of `scores`.")
     scores: list[list[float]] = Field(description="[L, letters]; the wild-type residue is 0.")
+    homologs: HomologInfo | None = Field(
+        None, description="The homologs that were mixed in, if any were sought."
+    )
+    depth: list[float] | None = Field(None, description="[L] effective number of homologs in each column.")
+    weights: list[float] | None = Field(None, description="[L] the model's weight beside them.")
     notes: list[str]
     usage: Usage

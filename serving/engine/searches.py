@@ -1,0 +1,170 @@
+"""Searches for homologs, for the requests that wait for them: what a replica of the search deployment is made of.
+
+The queue is an engine's (`batcher`): while a search runs requests gather, and the next search takes them together, up
+to `BUDGET` residues; a request is refused when it would wait too long. One search runs at a time, with all of this
+replica's threads. The reference set's index is opened at the start and stays in memory (MMseqs2 maps it).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from bioseq.errors import BioseqError, NotFoundError, SequenceError, ServiceError
+from serving.engine.asks import Fault
+from serving.engine.batcher import Engine
+from serving.engine.queueing import Observer
+from serving.telemetry.logs import line, trouble
+
+if TYPE_CHECKING:
+    from bioseq.inference.evidence import Found
+    from serving.settings import Settings
+
+BUDGET = 200_000  # residues of one search
+
+
+@dataclass(frozen=True, slots=True)
+class SearchAsk:
+    """Sequences whose homologs in `reference` are wanted; `variants` leaves near copies out (see
+    `bioseq.inference.homologs`). `admitted`: the request's first slice was accepted, so this one must be."""
+
+    reference: str
+    sequences: tuple[str, ...] = field(repr=False)
+    variants: bool = False
+    offset: int = 0
+    admitted: bool = False
+    timeout_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class SearchReply:
+    fault: Fault | None = None
+    found: tuple[Found, ...] = ()
+    search_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One sequence in the queue."""
+
+    sequence: str
+    place: int
+
+    @property
+    def tokens(self) -> int:
+        return len(self.sequence)
+
+
+class Reference:
+    """One reference set, searched in one way: the engine's runner."""
+
+    budget = BUDGET
+
+    def __init__(self, where: str, variants: bool, threads: int | None):
+        from bioseq.homologs.door import Homologs
+        from bioseq.homologs.settings import SearchSettings
+        from bioseq.inference.homologs import NEAR_COPIES
+
+        settings = SearchSettings(exclude_above_identity=NEAR_COPIES if variants else None)
+        self.door = Homologs(where, settings=settings, threads=threads, quiet=True)
+        self.name = self.door.reference.name
+
+    def run(self, queries: Sequence[Wanted]) -> list[Any]:
+        """Profiles in order. What is not a sequence's fault is every query's error at once, so that the engine does
+        not look for the one at fault."""
+        from bioseq.inference.evidence import Found
+
+        try:
+            profiles = self.door.profiles([q.sequence for q in queries])
+        except SequenceError:
+            raise
+        except BioseqError as error:
+            trouble("homolog search", error, code=error.code)
+            return [unavailable(error)] * len(queries)
+        return [Found(profile, self.name) for profile in profiles]
+
+
+def unavailable(error: BioseqError) -> ServiceError:
+    """The operator's trouble (no MMseqs2, a reference set removed, a full disk) as the caller hears of it."""
+    return ServiceError(
+        f"homologs cannot be searched now: {error.message}",
+        status=503, code=error.code, retry_after=30, hint="Ask again with homologs 'none', or later.",
+    )  # fmt: skip
+
+
+class Searches:
+    """`references` maps the names that a request may give to folders (or "default" to the shipped set)."""
+
+    def __init__(self, settings: Settings, *, observer: Observer | None = None):
+        self.settings = settings
+        self.references = settings.references
+        self._opened: dict[tuple[str, bool], Reference] = {}
+        self.engine = Engine(
+            lanes=1,
+            max_queue_s=settings.max_queue_s,
+            max_queued_tokens=settings.max_queued_residues,
+            observer=observer,
+        )
+
+    async def start(self) -> None:
+        """Start, and search once, so that the index is built and in memory before the first request. A set that cannot
+        be searched is reported, and each request for it says why."""
+        self.engine.start()
+        name = self.settings.homologs
+        if name == "none":
+            return
+        try:
+            runner = await asyncio.to_thread(self._open, name, True)
+            for _ in range(2):  # the second is measured
+                probe = [Wanted("MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQ", 0)]
+                await self.engine.submit(runner, probe, admitted=True)
+        except Exception as error:
+            line("homologs", state="not ready", error=type(error).__name__, code=getattr(error, "code", None))
+
+    def _open(self, name: str, variants: bool) -> Reference:
+        """Raises `NotFoundError`, and what opening a reference set raises."""
+        key = (name, variants)
+        if key not in self._opened:
+            if name not in self.references:
+                known = ", ".join(sorted(self.references)) or "none"
+                raise NotFoundError(
+                    "there is no reference set of that name.", code="homologs.not_found",
+                    hint=f"This server has: {known}.",
+                )  # fmt: skip
+            self._opened[key] = Reference(self.references[name], variants, self.settings.search_threads)
+        return self._opened[key]
+
+    def status(self) -> dict[str, Any]:
+        """`tokens_per_second` are residues."""
+        return self.engine.status()
+
+    async def find(self, ask: SearchAsk) -> SearchReply:
+        """Never raises but when cancelled."""
+        began = time.perf_counter()
+        try:
+            async with asyncio.timeout(ask.timeout_s):
+                try:
+                    runner = await asyncio.to_thread(self._open, ask.reference, ask.variants)
+                except NotFoundError:
+                    raise
+                except BioseqError as error:
+                    raise unavailable(error) from error
+                wanted = [Wanted(s, i) for i, s in enumerate(ask.sequences)]
+                found = await self.engine.submit(runner, wanted, admitted=ask.admitted)
+                for place, one in enumerate(found):
+                    if isinstance(one, SequenceError):
+                        raise one.at(index=place)
+                    if isinstance(one, BaseException):
+                        raise one
+        except TimeoutError:
+            fault = Fault("ServiceError", "the request's time ran out.", "request.timeout", status=408)
+            return SearchReply(fault)
+        except BioseqError as error:
+            return SearchReply(Fault.of(error, offset=ask.offset))
+        except Exception as error:
+            trouble("search failed", error)
+            return SearchReply(Fault.of(error))
+        return SearchReply(None, tuple(found), time.perf_counter() - began)
