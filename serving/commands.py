@@ -46,6 +46,19 @@ def _serve_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="let admins register bundles from here; repeatable",
     )
+    p.add_argument(
+        "--homologs",
+        default="default",
+        metavar="NAME",
+        help="reference set of scores and scans that name none; 'none' for no search (default: the shipped one)",
+    )
+    p.add_argument(
+        "--reference-set",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a reference set that requests may name by its folder's name; repeatable",
+    )
     p.add_argument("--log-file", help="access log, JSON lines (default: logs/access.jsonl in $BIOSEQ_HOME)")
     group = p.add_argument_group("limits")
     group.add_argument(
@@ -91,6 +104,8 @@ def serve(argv: list[str]) -> int:
         insecure=args.insecure,
         database=args.database,
         roots=tuple(args.root),
+        homologs=args.homologs,
+        reference_sets=tuple(args.reference_set),
         log_file=args.log_file or str(default_home() / "logs" / "access.jsonl"),
         max_queue_s=args.max_queue,
         max_items=args.max_items,

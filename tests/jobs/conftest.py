@@ -30,6 +30,7 @@ def settings(tmp_path: Path) -> Callable[..., Settings]:
             "registry": str(tmp_path / "registry"),
             "threads": 1,
             "poll_s": 0.1,
+            "homologs": "none",
             "jobs_poll_s": 0.05,
             "log_file": str(tmp_path / "access.jsonl"),
         }

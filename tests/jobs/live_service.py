@@ -51,7 +51,7 @@ class Live:
         began = time.monotonic()
         with open(self.root / "serve.log", "ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "bioseq", "serve", "--port", str(self.port), "--threads", "1", *arguments],
+                [sys.executable, "-m", "bioseq", "serve", "--port", str(self.port), "--threads", "1", "--homologs", "none", *arguments],
                 env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.root,
             )  # fmt: skip
         while time.monotonic() - began < seconds:

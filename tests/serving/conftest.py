@@ -49,6 +49,7 @@ def settings(tmp_path: Path) -> Callable[..., Settings]:
             "home": str(tmp_path / "home"),
             "threads": 1,
             "poll_s": 0.1,
+            "homologs": "none",
             "log_file": str(tmp_path / "access.jsonl"),
         }
         return Settings.from_dict(given | changes)

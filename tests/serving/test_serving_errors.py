@@ -76,7 +76,11 @@ def shared(tmp_path_factory, bundles):
         registry.register(bundle)
     registry.alias("default", "tiny@1")
     settings = Settings(
-        database=f"sqlite:///{folder / 's.sqlite'}", home=str(folder), threads=1, log_file=str(folder / "log")
+        database=f"sqlite:///{folder / 's.sqlite'}",
+        home=str(folder),
+        threads=1,
+        log_file=str(folder / "log"),
+        homologs="none",
     )
     loop, ready, stop = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
     box = {}

@@ -40,7 +40,19 @@ class Service:
         self.url = f"http://127.0.0.1:{self.port}"
         self.environment = {**os.environ, "BIOSEQ_HOME": str(home), "RAY_TMPDIR": tmp, "OMP_NUM_THREADS": "1"}
         self.log = open(home / "serve.log", "w+")  # noqa: SIM115 - open as long as the process
-        command = [*BIOSEQ, "serve", "--port", str(self.port), "--threads", "1", "--drain", "20", *options]
+        command = [
+            *BIOSEQ,
+            "serve",
+            "--port",
+            str(self.port),
+            "--threads",
+            "1",
+            "--drain",
+            "20",
+            "--homologs",
+            "none",
+            *options,
+        ]
         self.process = subprocess.Popen(
             command, env=self.environment, stdout=self.log, stderr=self.log, start_new_session=True
         )

@@ -86,7 +86,7 @@ class _VariantOrder(Order):
 
     def meta(self, target: Target, reply: Reply) -> dict[str, Any]:
         meta = {"model": target.model.exact, "strategy": self.body.strategy}
-        return meta | ({"homologs": homolog_info(reply.homologs[0])} if reply.homologs else {})
+        return meta | {"homologs": homolog_info(reply.homologs[0]) if reply.homologs else None}
 
 
 class ScoreOrder(_VariantOrder):
@@ -169,7 +169,7 @@ class ScanOrder(_VariantOrder):
 
 
 def _told(meta: dict[str, Any], reply: Reply) -> dict[str, str]:
-    told = {k: v if isinstance(v, str) else json.dumps(v) for k, v in meta.items()}
+    told = {k: v if isinstance(v, str) else json.dumps(v) for k, v in meta.items() if v is not None}
     return {**told, "notes": "; ".join(reply.notes[0])}
 
 

@@ -1,0 +1,201 @@
+"""Homologs by HTTP: found apart from the engines, together for requests that wait, and told with every answer."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+
+import numpy as np
+import pytest
+from serving_helpers import SEQS
+
+from bioseq.errors import OutputError
+from bioseq.homologs.reference import build_reference
+from bioseq.homologs.search import search
+from bioseq.inference.loading import load
+from bioseq.sequences.fasta import Record
+from serving.engine.searches import SearchAsk, Searches
+
+LETTERS = "ACDEFGHIKLMNPQRSTVWY"
+WILD = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQFEVVHSLAKWKRQTLGQHDF"
+
+
+def relative(got, want) -> float:
+    pairs = [
+        (np.asarray(g, dtype=np.float64).ravel(), np.asarray(w, dtype=np.float64).ravel())
+        for g, w in zip(got, want)
+    ]
+    return max(float(np.linalg.norm(g - w) / np.linalg.norm(w)) for g, w in pairs)
+
+
+def relatives(sequence: str, count: int, seed: int) -> list[str]:
+    draw = random.Random(seed)
+    return [
+        "".join(a if draw.random() < 0.75 else draw.choice(LETTERS) for a in sequence) for _ in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    draw = random.Random(5)
+    others = ["".join(draw.choice(LETTERS) for _ in range(90)) for _ in range(60)]
+    found = [Record(f"r{i}", s) for i, s in enumerate([*relatives(WILD, 12, 1), *others])]
+    return build_reference(found, tmp_path_factory.mktemp("sets") / "family", licence="CC0")
+
+
+@pytest.fixture
+def with_family(serve, reference):
+    given = {"homologs": "family", "reference_sets": [str(reference.folder)], "search_threads": 1}
+    return lambda **more: serve(**given | more)
+
+
+def test_scores_and_scans_are_the_predictors_own(with_family, registry, reference):
+    """auto is the server's reference set, and the homologs' number, effective number and weight are told."""
+    model, mutants = load("tiny@1", registry=registry, threads=1), ["K2A", "WT", "T3S:A4V"]
+
+    async def go():
+        async with with_family() as http:
+            for path, extra in (("/v1/score", {"mutants": mutants}), ("/v1/scan", {})):
+                body = {"sequence": WILD, **extra}
+                auto = (await http.post(path, json=body)).json()
+                none = (await http.post(path, json=body | {"homologs": "none"})).json()
+                assert none["homologs"] is None and auto["homologs"]["source"] == "family"
+                assert auto["homologs"]["number"] >= 8 and 1 < auto["homologs"]["effective"] <= 13
+                assert 0 <= auto["homologs"]["weight"] <= 1
+                for got, homologs in ((auto, reference.folder), (none, "none")):
+                    want = (
+                        model.score(WILD, mutants, homologs=homologs)
+                        if extra
+                        else model.scan(WILD, homologs=homologs)
+                    )
+                    assert relative([np.array(got["scores"])], [np.asarray(want)]) <= 1e-4
+                assert auto["scores"] != none["scores"]
+            assert len(auto["depth"]) == len(auto["weights"]) == len(WILD)
+            named = (await http.post("/v1/scan", json={"sequence": WILD, "homologs": "family"})).json()
+            assert named["scores"] == auto["scores"]
+            arrow = await http.post(
+                "/v1/scan", json={"sequence": WILD}, headers={"Accept": "application/vnd.apache.arrow.stream"}
+            )
+            assert arrow.status_code == 200
+
+    asyncio.run(go())
+
+
+def test_logits_beside_homologs(with_family, registry, reference):
+    masked = WILD[:10] + "<mask>" + WILD[11:]
+    want = load("tiny@1", registry=registry, threads=1).logits([masked, SEQS[1]], homologs=reference.folder)
+
+    async def go():
+        async with with_family(chunk_tokens=16) as http:
+            body = {"sequences": [masked, SEQS[1]], "homologs": "family"}
+            got = (await http.post("/v1/logits", json=body)).json()["data"]
+            assert relative([np.array(g["logits"]) for g in got], want) <= 1e-4
+            assert got[0]["homologs"]["number"] >= 8 and got[1]["homologs"]["number"] == 0
+            plain = (await http.post("/v1/logits", json={"sequences": [masked]})).json()["data"]
+            assert plain[0].get("homologs") is None
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("homologs", ["elsewhere", "default@1", "../family", "/etc", ""])
+def test_reference_sets_are_named_and_never_paths(with_family, homologs):
+    async def go():
+        async with with_family() as http:
+            r = await http.post("/v1/scan", json={"sequence": WILD, "homologs": homologs})
+            assert r.status_code == (404 if homologs == "elsewhere" else 422), r.text
+            for path, extra in (("/v1/embed", {}), ("/v1/predict", {"heads": ["stability"]})):
+                r = await http.post(path, json={"sequences": [WILD], "homologs": "family", **extra})
+                assert r.status_code == 422, "neither searches"
+
+    asyncio.run(go())
+
+
+def test_a_server_without_searches_says_so(serve):
+    async def go():
+        async with serve() as http:
+            assert (await http.post("/v1/scan", json={"sequence": WILD})).json()["homologs"] is None
+            r = await http.post("/v1/scan", json={"sequence": WILD, "homologs": "default"})
+            assert (r.status_code, r.json()["code"]) == (503, "homologs.off")
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("fault", ["missing", "failing", "removed", "full"])
+def test_a_search_that_fails_is_503_and_the_rest_goes_on(
+    with_family, reference, tmp_path, monkeypatch, fault
+):
+    """Its reason, no sequence, nothing lost: the next request without homologs is answered."""
+    from bioseq.homologs import door, mmseqs
+
+    folder = tmp_path / "family"
+    shutil.copytree(reference.folder, folder)
+    monkeypatch.setenv("BIOSEQ_HOME", str(tmp_path / "home"))
+    if fault == "missing":
+        monkeypatch.setattr(mmseqs, "find_mmseqs", lambda: None)
+    elif fault == "failing":
+        program = tmp_path / "mmseqs"
+        program.write_text(
+            f"#!/bin/sh\n[ \"$1\" = version ] && echo 1 && exit 0\necho 'no memory for {WILD}'\nexit 3\n"
+        )
+        program.chmod(0o755)
+        monkeypatch.setattr(mmseqs, "find_mmseqs", lambda: str(program))
+    elif fault == "full":
+
+        def full(*_, **__):
+            raise OutputError("mmseqs search could not write: No space left on device.")
+
+        monkeypatch.setattr(door, "search", full)
+
+    async def go():
+        async with with_family(reference_sets=[str(folder)]) as http:
+            if fault == "removed":
+                shutil.rmtree(folder)
+                shutil.rmtree(tmp_path / "home")
+            for _ in range(2):
+                r = await http.post("/v1/scan", json={"sequence": WILD[:-1]})
+                assert r.status_code == 503 and r.json()["code"] != "internal", r.text
+                assert "retry-after" in r.headers and "homologs" in r.json()["detail"]
+                assert WILD[5:20] not in r.text
+            r = await http.post("/v1/scan", json={"sequence": WILD, "homologs": "none"})
+            assert r.status_code == 200
+
+    asyncio.run(go())
+    assert WILD[5:20] not in (tmp_path / "access.jsonl").read_text()
+
+
+def test_what_waits_is_searched_together_and_each_gets_its_own(settings, reference, monkeypatch):
+    """The answer to a sequence does not depend on its batch-mates; too much is refused, not queued without end."""
+    from bioseq.homologs import door
+
+    sizes: list[int] = []
+
+    def counted(sequences, *arguments, **options):
+        sizes.append(len(sequences))
+        return search(sequences, *arguments, **options)
+
+    monkeypatch.setattr(door, "search", counted)
+    options = settings(
+        homologs="family", reference_sets=[str(reference.folder)], search_threads=1, max_queued_residues=2000
+    )
+
+    async def go():
+        searches = Searches(options)
+        await searches.start()
+        sizes.clear()
+        asks = [SearchAsk("family", (WILD[i:],)) for i in range(10)]
+        together = await asyncio.gather(*(searches.find(a) for a in asks))
+        assert sum(sizes) == 10 and len(sizes) <= 3
+        alone = [await searches.find(a) for a in asks]
+        for a, b in zip(together, alone, strict=True):
+            assert a.fault is None and np.array_equal(
+                a.found[0].profile.log_probs, b.found[0].profile.log_probs
+            )
+        flood = await asyncio.gather(*(searches.find(SearchAsk("family", (WILD,) * 10)) for _ in range(12)))
+        refused = [r.fault for r in flood if r.fault is not None]
+        assert refused and all(f.status == 429 and f.retry_after for f in refused)
+        bad = await searches.find(SearchAsk("family", (WILD, "MK1T"), offset=7))
+        assert bad.fault is not None and (bad.fault.kind, bad.fault.index) == ("IllegalResidueError", 8)
+        searches.engine.stop()
+
+    asyncio.run(go())
