@@ -103,6 +103,9 @@ class SearchReplica:
         await asyncio.shield(self._task)
         return await self.searches.find(ask)
 
+    async def status(self) -> dict[str, Any]:
+        return await self.searches.status()
+
     async def check_health(self) -> None:
         if self._task.done():
             self.searches.engine.check()

@@ -25,6 +25,7 @@ class SearchLink(Protocol):
     """How the ingress reaches what searches for homologs."""
 
     async def find(self, ask: SearchAsk) -> SearchReply: ...
+    async def status(self) -> dict[str, Any]: ...
 
 
 class LocalLink:

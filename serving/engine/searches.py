@@ -137,7 +137,7 @@ class Searches:
             self._opened[key] = Reference(self.references[name], variants, self.settings.search_threads)
         return self._opened[key]
 
-    def status(self) -> dict[str, Any]:
+    async def status(self) -> dict[str, Any]:
         """`tokens_per_second` are residues."""
         return self.engine.status()
 

@@ -165,7 +165,7 @@ async def _homologs(request: Request, ask: Ask) -> tuple[Found, ...]:
     assert ask.reference is not None
     if service.searches is None:
         raise Problem(
-            503, "homologs.off", "this server does not search for homologs. Ask with homologs 'none'."
+            404, "homologs.not_found", "this server does not search for homologs. Ask with homologs 'none'."
         )
     reply = await service.searches.find(
         SearchAsk(

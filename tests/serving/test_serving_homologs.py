@@ -72,6 +72,10 @@ def test_scores_and_scans_are_the_predictors_own(with_family, registry, referenc
                     assert relative([np.array(got["scores"])], [np.asarray(want)]) <= 1e-4
                 assert auto["scores"] != none["scores"]
             assert len(auto["depth"]) == len(auto["weights"]) == len(WILD)
+            cost = (await http.post("/v1/estimate", json={"kind": "scan", "sequences": [WILD]})).json()
+            assert cost["search_seconds"] > 0
+            cost = (await http.post("/v1/estimate", json={"kind": "embed", "sequences": [WILD]})).json()
+            assert cost["search_seconds"] is None
             named = (await http.post("/v1/scan", json={"sequence": WILD, "homologs": "family"})).json()
             assert named["scores"] == auto["scores"]
             arrow = await http.post(
@@ -116,7 +120,7 @@ def test_a_server_without_searches_says_so(serve):
         async with serve() as http:
             assert (await http.post("/v1/scan", json={"sequence": WILD})).json()["homologs"] is None
             r = await http.post("/v1/scan", json={"sequence": WILD, "homologs": "default"})
-            assert (r.status_code, r.json()["code"]) == (503, "homologs.off")
+            assert (r.status_code, r.json()["code"]) == (404, "homologs.not_found")
 
     asyncio.run(go())
 

@@ -6,12 +6,13 @@ from fastapi import APIRouter, Request
 
 from bioseq.errors import SequenceTooLongError, ServiceError
 from serving.database.keys import KeyInfo
-from serving.http.answering import Target, find, service_of
 from serving.http.auth import require
 from serving.http.checks import checked, variant_tokens
 from serving.http.routes.body import Route
 from serving.http.schemas.common import problems
 from serving.http.schemas.estimate import EstimateRequest, EstimateResponse
+from serving.http.service import Service, service_of
+from serving.http.targets import Target, find
 from serving.problems import Problem
 
 router = APIRouter(prefix="/v1", tags=["operations"], route_class=Route)
@@ -40,6 +41,7 @@ async def estimate(
     except ServiceError:
         status = {"tokens_per_second": None, "wait_s": 0.0, "models": {}}
     speed = status.get("tokens_per_second")
+    searching = await _search_seconds(body, target, service, sum(residues) * items / len(residues))
     a = target.manifest.architecture
     d, f, layers = target.shape.d_model, int(a["d_ff"]), target.shape.n_layers
     mean = sum(residues) / len(residues)
@@ -54,11 +56,28 @@ async def estimate(
         tokens=tokens,
         flops=flops,
         seconds=round(tokens / speed, 3) if speed else None,
+        search_seconds=searching,
         wait_seconds=status.get("wait_s", 0.0),
         response_bytes=response,
         engine_bytes=weights + 4 * budget * (6 * d + f),
         fits_one_request=items <= s.max_items and tokens <= s.max_request_tokens and body.kind != "screen",
     )
+
+
+async def _search_seconds(
+    body: EstimateRequest, target: Target, service: Service, residues: float
+) -> float | None:
+    """Of the search for homologs of so many residues; None where none is made or its speed is unknown."""
+    wanted = body.homologs
+    if wanted == "auto":
+        wanted = service.settings.homologs if body.kind in ("score", "scan") else "none"
+    if wanted == "none" or service.searches is None or target.shape.alphabet.name != "protein":
+        return None
+    try:
+        speed = (await service.searches.status()).get("tokens_per_second")
+    except ServiceError:
+        return None
+    return round(residues / speed, 3) if speed else None
 
 
 async def _residues(body: EstimateRequest, target: Target) -> tuple[list[int], int]:

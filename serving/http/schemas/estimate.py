@@ -9,6 +9,7 @@ from pydantic import Field
 from serving.http.schemas.common import (
     Answer,
     HeadName,
+    Homologs,
     LongSequences,
     ModelName,
     Sequences,
@@ -33,6 +34,7 @@ class EstimateRequest(Wire):
     per_residue: bool = False
     strategy: Literal["masked-marginals", "wt-marginals", "pseudo-log-likelihood"] = "masked-marginals"
     long_sequences: LongSequences = "window"
+    homologs: Homologs = "auto"
 
 
 class EstimateResponse(Answer):
@@ -42,6 +44,9 @@ class EstimateResponse(Answer):
     flops: float = Field(description="Floating-point operations of the forward passes.")
     seconds: float | None = Field(
         description="On one engine, at its measured speed; null before it is known."
+    )
+    search_seconds: float | None = Field(
+        None, description="Of the search for homologs, at its measured speed; null without one."
     )
     wait_seconds: float = Field(description="What waits before it now.")
     response_bytes: int = Field(description="As Arrow or npz.")
