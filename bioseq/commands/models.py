@@ -157,6 +157,8 @@ def _show(registry: Registry, name: str, *, as_json: bool) -> None:
         return
     version = f"@{manifest.version}" if manifest.version is not None else ""
     lines = [("name", f"{manifest.name}{version}"), ("kind", manifest.kind), ("hash", manifest.content_hash)]
+    if manifest.weights_hash:
+        lines.append(("weights", manifest.weights_hash))
     if manifest.kind == "head":
         lines += [
             ("task", str(manifest.task)),
@@ -192,7 +194,8 @@ def _import(registry: Registry, args: argparse.Namespace) -> None:
 def _remove(registry: Registry, ref: str) -> None:
     entry = registry.remove(ref)
     _say(f"removed {entry.ref}")
-    if entry.kind == "backbone" and not any(e.content_hash == entry.content_hash for e in registry.entries()):
-        heads = registry.heads_for(entry)
+    if entry.kind == "backbone":
+        left = [e for e in registry.entries() if e.kind == "backbone"]
+        heads = [h for h in registry.heads_for(entry) if not any(fits(h, e) for e in left)]
         if heads:
             _say(f"note: {', '.join(h.ref for h in heads)} cannot be used without it")

@@ -149,3 +149,27 @@ def test_help_everywhere_with_an_example(command, capsys):
         models.main([*filter(None, [command]), "-h"])
     assert caught.value.code == 0
     assert f"example:\n  bioseq models {command or 'list'}" in capsys.readouterr().out
+
+
+def test_a_head_can_be_used_while_any_copy_of_its_weights_is_left(tmp_path, capsys):
+    first = save_backbone(tmp_path / "b", encoder(), name="first", card="# one", evidence={})
+    second = save_backbone(tmp_path / "c", encoder(), name="second", card="# two", evidence={})
+    weights = first.manifest.weights_hash
+    fields = {
+        "kind": "head",
+        "name": "sol",
+        "alphabet": "protein",
+        "task": "binary",
+        "base_weights_hash": weights,
+    }
+    head = write_bundle(
+        tmp_path / "h", manifest_fields=fields, tensors={"w": torch.ones(1)}, card="# H", evidence={}
+    )
+    for bundle in (first, second, head):
+        assert run("register", bundle.path) == 0
+    assert run("show", "second") == 0
+    assert f"weights:  {weights}" in capsys.readouterr().out
+    assert run("remove", "first@1") == 0
+    assert "cannot be used" not in capsys.readouterr().err
+    assert run("remove", "second@1") == 0
+    assert "sol@1 cannot be used without it" in capsys.readouterr().err
