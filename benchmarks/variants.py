@@ -112,7 +112,11 @@ def main() -> int:
         {
             "host": host(),
             "versions": versions(),
-            "model": {"name": model.name, "weights": model.weights_hash, "mixture": json.loads(model.mixture.to_json())},
+            "model": {
+                "name": model.name,
+                "weights": model.weights_hash,
+                "mixture": json.loads(model.mixture.to_json()),
+            },
             "assays": assays,
             "mean": {k: round(v, 4) for k, v in means.items()},
             "holds": holds,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bioseq.cli import add_engine_options, add_server_options, new_parser, positive_int
-from bioseq.commands.records import Notes, compute_chunks
+from bioseq.commands.records import Notes, add_reading_option, compute_chunks
 from bioseq.errors import InputError, OutputError
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--chunk", type=positive_int, default=CHUNK, help=argparse.SUPPRESS)
     p.add_argument("--force", action="store_true", help="replace an existing output")
+    add_reading_option(p)
     add_engine_options(p)
     add_server_options(p)
     return p
@@ -118,7 +119,7 @@ def _rows(
     def remote(client: Any, chunk: list[Record], on_error: str) -> list[Any]:
         return client.embed(
             chunk, pooling=args.pooling, layers=args.layers, per_residue=args.per_residue,
-            long_sequences=args.long_sequences, on_error=on_error,
+            long_sequences=args.long_sequences, homologs=args.homologs, on_error=on_error,
         )  # fmt: skip
 
     return compute_chunks(

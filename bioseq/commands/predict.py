@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bioseq.cli import add_engine_options, add_server_options, new_parser, positive_int
-from bioseq.commands.records import compute_chunks
+from bioseq.commands.records import add_reading_option, compute_chunks
 from bioseq.errors import InputError, OutputError, SpecError
 
 CHUNK = 1024  # records read, computed and written at a time
@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
         help="one bad record ends the run with nothing written (fail, default), or is reported and left out",
     )
     p.add_argument("--force", action="store_true", help="replace an existing output")
+    add_reading_option(p)
     add_engine_options(p)
     add_server_options(p)
     return p
@@ -99,7 +100,7 @@ def _rows(args: argparse.Namespace, counts: list[int]) -> Iterator[dict[str, Any
     }  # fmt: skip
 
     def remote(client: Any, chunk: list[Any], on_error: str) -> list[Any]:
-        return client.predict(chunk, **ask, on_error=on_error)
+        return client.predict(chunk, **ask, homologs=args.homologs, on_error=on_error)
 
     chunks = compute_chunks(
         args, counts, "predicting", chunk=CHUNK, prepare=ask, read=lambda a: a.predictions, remote=remote

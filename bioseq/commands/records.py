@@ -18,15 +18,25 @@ if TYPE_CHECKING:
 Notes = tuple[str, ...]
 
 
-def open_engine(args: argparse.Namespace) -> Any:
-    """The server that was named, or the model loaded here."""
+def add_reading_option(parser: argparse.ArgumentParser) -> None:
+    """--homologs of commands that need none but where the backbone reads them."""
+    parser.add_argument(
+        "--homologs",
+        default="auto",
+        metavar="REF",
+        help="for a backbone that reads homologs: auto (the set that it was trained with), none, default, or a folder",
+    )
+
+
+def open_engine(args: argparse.Namespace, homologs: str = "auto") -> Any:
+    """The server that was named, or the model loaded here; `homologs` is for a backbone that reads them."""
     if args.server:
         import bioseq
 
         return bioseq.connect(args.server, api_key=api_key(args), model=args.model)
     from bioseq.inference.loading import load
 
-    return load(args.model, dtype=args.dtype, device=args.device, threads=args.threads)
+    return load(args.model, dtype=args.dtype, device=args.device, threads=args.threads, homologs=homologs)
 
 
 def compute_chunks(
@@ -48,7 +58,7 @@ def compute_chunks(
     from bioseq.progress import Progress
     from bioseq.sequences.fasta import read_many
 
-    engine = open_engine(args)
+    engine = open_engine(args, args.homologs)
     records = iter(read_many(args.fasta, allow_empty=args.on_error == "skip"))
     total = _count(args.fasta)
 

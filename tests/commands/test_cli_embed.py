@@ -224,3 +224,11 @@ def test_every_command_has_help_with_an_example(command: str, capsys: pytest.Cap
         sys.exit(main([command, "-h"]))
     assert caught.value.code == 0
     assert "example" in capsys.readouterr().out.lower()
+
+
+def test_a_plain_backbone_reads_no_homologs(bundle: str, data: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    call = (data / "valid_orphan_25.fasta", "-o", tmp_path / "e.npz")
+    assert embed(bundle, *call, "--homologs", "default") == 1
+    assert "does not read homologs" in capsys.readouterr().err
+    assert not (tmp_path / "e.npz").exists()
+    assert embed(bundle, *call, "--homologs", "none") == 0
