@@ -19,6 +19,7 @@ CHUNK = 1024  # records read, computed and written at a time
 EXAMPLE = """bioseq predict proteins.fasta --heads localization,target_class -o predictions.csv
   bioseq predict proteins.fasta --heads activity/ --nearest 3 -o predictions.jsonl"""
 COLUMNS = ("id", "head", "version", "task", "value", "low", "high", "ood", "ood_percentile", "probabilities")
+EVIDENCE = ("nearest", "homologs")  # of the training rows
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,7 +33,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("-o", "--output", required=True, help="FILE.csv, .jsonl or .parquet; - is CSV on stdout")
     p.add_argument("--format", choices=("csv", "jsonl", "parquet"), help="default: by the output's name")
     p.add_argument(
-        "--nearest", type=positive_int, default=0, metavar="K", help="also the K nearest training examples"
+        "--nearest",
+        type=positive_int,
+        default=0,
+        metavar="K",
+        help="the K training examples nearest by embedding, in place of the best homolog",
     )
     p.add_argument(
         "--long-sequences",
@@ -87,14 +92,14 @@ def _write(args: argparse.Namespace, kind: str, path: Path) -> tuple[int, int]:
         _write_parquet(rows, path)
     else:
         with open(path, "w", newline="", encoding="utf-8") as handle:
-            (_write_csv if kind == "csv" else _write_jsonl)(rows, handle, bool(args.nearest))
+            (_write_csv if kind == "csv" else _write_jsonl)(rows, handle)
     if counts[0] == 0:
         raise InputError("no record could be predicted.", hint="Every one was reported above.")
     return counts[0], counts[1]
 
 
 def _rows(args: argparse.Namespace, counts: list[int]) -> Iterator[dict[str, Any]]:
-    """One dict a protein and head: the prediction, its `id`, and `nearest` where asked for."""
+    """One dict a protein and head: the prediction and its `id`."""
     ask: dict[str, Any] = {
         "heads": args.heads, "nearest": args.nearest, "long_sequences": args.long_sequences
     }  # fmt: skip
@@ -128,17 +133,23 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     cells = {**row, "low": low, "high": high}
     if "labels" in row:
         cells["probabilities"] = None
-    return {key: _cell(cells.get(key)) for key in (*COLUMNS, *(("nearest",) if "nearest" in row else ()))}
+    near = row.get("nearest") or []
+    # in words where the training rows were searched, else ids with their similarity
+    cells["nearest"] = (
+        "; ".join(n["text"] for n in near) if near and all("text" in n for n in near) else near or None
+    )
+    cells["homologs"] = (row.get("homologs") or {}).get("number")
+    return {key: _cell(cells.get(key)) for key in (*COLUMNS, *EVIDENCE)}
 
 
-def _write_csv(rows: Iterable[dict[str, Any]], handle: Any, nearest: bool) -> None:
-    out = csv.DictWriter(handle, [*COLUMNS, *(("nearest",) if nearest else ())], lineterminator="\n")
+def _write_csv(rows: Iterable[dict[str, Any]], handle: Any) -> None:
+    out = csv.DictWriter(handle, [*COLUMNS, *EVIDENCE], lineterminator="\n")
     out.writeheader()
     for row in rows:
         out.writerow(_flat(row))
 
 
-def _write_jsonl(rows: Iterable[dict[str, Any]], handle: Any, nearest: bool) -> None:
+def _write_jsonl(rows: Iterable[dict[str, Any]], handle: Any) -> None:
     for row in rows:
         handle.write(json.dumps(row, allow_nan=False) + "\n")
 
@@ -152,7 +163,7 @@ def _write_parquet(rows: Iterable[dict[str, Any]], path: Path) -> None:
     schema = pa.schema(
         [("id", text), ("head", text), ("version", pa.int32()), ("task", text), ("value", text)]
         + [("interval", text), ("probabilities", text), ("labels", text), ("ood", number)]
-        + [("ood_percentile", number), ("nearest", text)]
+        + [("ood_percentile", number), ("nearest", text), ("homologs", text)]
     )
     plain = {"id", "head", "version", "task", "ood", "ood_percentile"}
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:

@@ -3,7 +3,8 @@
 With few labels, plain sequence features added to a model's embedding or likelihood are hard to beat
 ("augmented models", Hsu et al. 2022, doi 10.1038/s41587-021-01146-5). Each block is a pure function of one
 sequence (and, for tables of one length, of sites and a wild type kept in the head), so a result never
-depends on batch-mates.
+depends on batch-mates. Numbers are those of proteins; for DNA and RNA the blocks run over four letters, and
+what is known of amino acids alone (properties, BLOSUM62) is left out.
 
 | block | numbers | what |
 |---|---|---|
@@ -21,7 +22,7 @@ depends on batch-mates.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import combinations
 
@@ -31,10 +32,17 @@ from bioseq.errors import SequenceError
 from bioseq.specs.finetune import FEATURE_BLOCKS, ORDER_BLOCKS, SITE_BLOCKS
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
-_OTHER = 20
-_CODE = np.full(256, _OTHER, dtype=np.int64)
-for _i, _letter in enumerate(LETTERS):
-    _CODE[ord(_letter)] = _CODE[ord(_letter.lower())] = _i
+BY_ALPHABET = {"protein": LETTERS, "dna": "ACGT", "rna": "ACGU"}
+PROTEIN_ONLY = ("properties",)  # hydropathy, helix propensity and so on mean nothing for a nucleotide
+
+
+@lru_cache(maxsize=8)
+def _table(letters: str) -> np.ndarray:
+    code = np.full(256, len(letters), dtype=np.int64)
+    for i, letter in enumerate(letters):
+        code[ord(letter)] = code[ord(letter.lower())] = i
+    return code
+
 
 _GAPS = (1, 2, 3)
 _ENDS = (20, 60)
@@ -70,24 +78,35 @@ def _blosum62() -> np.ndarray:
     return out
 
 
-def codes(sequence: str) -> np.ndarray:
-    """Place of every residue in LETTERS, int64 [L]; 20 for any other letter."""
-    return _CODE[np.frombuffer(sequence.encode("latin-1", "replace"), dtype=np.uint8)]
+def codes(sequence: str, letters: str = LETTERS) -> np.ndarray:
+    """Place of every residue in `letters`, int64 [L]; len(letters) for any other letter."""
+    return _table(letters)[np.frombuffer(sequence.encode("latin-1", "replace"), dtype=np.uint8)]
 
 
 @dataclass(frozen=True)
 class Context:
-    """What the blocks of a one-length table need: zero-based varied `sites`, the `wild_type`, and `odds`,
-    float32 [L, 20], log p(residue) - log p(wild type) at each place with that place masked."""
+    """What blocks need beside a sequence: the `alphabet`; for a one-length table zero-based varied `sites`, the
+    `wild_type`, and `odds`, float32 [L, letters], log p(residue) - log p(wild type) at each place with that place
+    masked."""
 
     wild_type: str = ""
     sites: tuple[int, ...] = ()
     odds: np.ndarray | None = field(default=None, compare=False)
+    alphabet: str = "protein"
+
+    @property
+    def letters(self) -> str:
+        return BY_ALPHABET[self.alphabet]
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Blocks that make no sense for this alphabet."""
+        return () if self.alphabet == "protein" else PROTEIN_ONLY
 
 
-def _flat(sequences: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _flat(sequences: Sequence[str], letters: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     lengths = np.fromiter((len(s) for s in sequences), dtype=np.int64, count=len(sequences))
-    return codes("".join(sequences)), np.repeat(np.arange(len(sequences)), lengths), lengths
+    return codes("".join(sequences), letters), np.repeat(np.arange(len(sequences)), lengths), lengths
 
 
 def _shares(keys: np.ndarray, owner: np.ndarray, n: int, width: int) -> np.ndarray:
@@ -95,25 +114,28 @@ def _shares(keys: np.ndarray, owner: np.ndarray, n: int, width: int) -> np.ndarr
     return counts / np.maximum(counts.sum(1, keepdims=True), 1)
 
 
-def _pairs_at(sequences: Sequence[str], distance: int) -> np.ndarray:
-    code, owner, _ = _flat(sequences)
+def _pairs_at(sequences: Sequence[str], distance: int, letters: str) -> np.ndarray:
+    k = len(letters)
+    code, owner, _ = _flat(sequences, letters)
     a, b = code[:-distance], code[distance:]
-    keep = (owner[:-distance] == owner[distance:]) & (a < 20) & (b < 20)
-    return _shares(a[keep] * 20 + b[keep], owner[:-distance][keep], len(sequences), 400)
+    keep = (owner[:-distance] == owner[distance:]) & (a < k) & (b < k)
+    return _shares(a[keep] * k + b[keep], owner[:-distance][keep], len(sequences), k * k)
 
 
-def _composition(sequences: Sequence[str]) -> np.ndarray:
-    code, owner, lengths = _flat(sequences)
-    keep = code < 20
-    shares = _shares(code[keep], owner[keep], len(sequences), 20)
+def _composition(sequences: Sequence[str], letters: str) -> np.ndarray:
+    k = len(letters)
+    code, owner, lengths = _flat(sequences, letters)
+    keep = code < k
+    shares = _shares(code[keep], owner[keep], len(sequences), k)
     return np.column_stack([shares, np.log10(np.maximum(lengths, 1)).astype(np.float32)])
 
 
-def _terminal(sequences: Sequence[str]) -> np.ndarray:
+def _terminal(sequences: Sequence[str], letters: str) -> np.ndarray:
     parts = []
     for size in _ENDS:
-        parts += [_composition([s[:size] for s in sequences]), _composition([s[-size:] for s in sequences])]
-    return np.column_stack([p[:, :20] for p in parts])
+        for ends in ([s[:size] for s in sequences], [s[-size:] for s in sequences]):
+            parts.append(_composition(ends, letters)[:, :-1])
+    return np.column_stack(parts)
 
 
 def _at_sites(sequences: Sequence[str], context: Context) -> np.ndarray:
@@ -127,15 +149,15 @@ def _at_sites(sequences: Sequence[str], context: Context) -> np.ndarray:
             )
     if not sequences:
         return np.zeros((0, len(context.sites)), dtype=np.int64)
-    flat = codes("".join(sequences)).reshape(len(sequences), want)
+    flat = codes("".join(sequences), context.letters).reshape(len(sequences), want)
     return flat[:, list(context.sites)]
 
 
 def _site_block(block: str, sequences: Sequence[str], context: Context) -> np.ndarray:
     at = _at_sites(sequences, context)
-    n = len(sequences)
+    n, k = len(sequences), len(context.letters)
     if block == "onehot":
-        return np.eye(21, dtype=np.float32)[at][:, :, :20].reshape(n, -1)
+        return np.eye(k + 1, dtype=np.float32)[at][:, :, :k].reshape(n, -1)
     if block == "properties":
         return PROPERTIES[at].reshape(n, -1)
     if block == "pairs":
@@ -143,19 +165,20 @@ def _site_block(block: str, sequences: Sequence[str], context: Context) -> np.nd
             raise ValueError(f"pairs of {len(context.sites)} sites are too many; at most 8")
         out = []
         for i, j in combinations(range(len(context.sites)), 2):
-            good = (at[:, i] < 20) & (at[:, j] < 20)
-            out.append(
-                np.eye(400, dtype=np.float32)[np.where(good, at[:, i] * 20 + at[:, j], 0)] * good[:, None]
-            )
+            good = (at[:, i] < k) & (at[:, j] < k)
+            pair = np.where(good, at[:, i] * k + at[:, j], 0)
+            out.append(np.eye(k * k, dtype=np.float32)[pair] * good[:, None])
         return np.column_stack(out) if out else np.zeros((n, 0), np.float32)
     # Sites are where the table varied; substitutions elsewhere count too.
-    full = _at_sites(sequences, Context(context.wild_type, tuple(range(len(context.wild_type)))))
-    wild = codes(context.wild_type)
+    full = _at_sites(sequences, replace(context, sites=tuple(range(len(context.wild_type)))))
+    wild = codes(context.wild_type, context.letters)
     changed = full != wild
     if block == "mutations":
         count = changed.sum(1)
-        blosum = (_blosum62()[full, wild] * changed).sum(1)
-        return np.column_stack([count, count > 2, blosum]).astype(np.float32)
+        rows = [count, count > 2]
+        if context.alphabet == "protein":
+            rows.append((_blosum62()[full, wild] * changed).sum(1))
+        return np.column_stack(rows).astype(np.float32)
     if context.odds is None:
         raise ValueError("the masked_marginal block needs the backbone's log odds")
     odds = np.column_stack([context.odds, np.zeros(len(wild), np.float32)])
@@ -163,26 +186,28 @@ def _site_block(block: str, sequences: Sequence[str], context: Context) -> np.nd
 
 
 @lru_cache(maxsize=16)
-def _order_block(block: str, sequences: tuple[str, ...]) -> np.ndarray:
+def _order_block(block: str, sequences: tuple[str, ...], letters: str) -> np.ndarray:
     # Cached: many heads that share a batch ask for the same blocks of the same sequences.
-    if not sequences:
-        return np.zeros((0, width(block, Context())), np.float32)
     if block == "composition":
-        out = _composition(sequences)
+        out = _composition(sequences, letters)
     elif block == "dipeptide":
-        out = _pairs_at(sequences, 1)
+        out = _pairs_at(sequences, 1, letters)
     elif block == "gapped":
-        out = np.column_stack([_pairs_at(sequences, gap + 1) for gap in _GAPS])
+        out = np.column_stack([_pairs_at(sequences, gap + 1, letters) for gap in _GAPS])
     else:
-        out = _terminal(sequences)
+        out = _terminal(sequences, letters)
     out.setflags(write=False)
     return out
 
 
 def compute(block: str, sequences: Sequence[str], context: Context) -> np.ndarray:
     """One block, float32 [N, width]. Raises `SequenceError` where a site block meets another length."""
+    if block in context.absent:
+        raise KeyError(f"the block {block!r} is for proteins, not for {context.alphabet}")
     if block in ORDER_BLOCKS:
-        return _order_block(block, tuple(sequences))
+        if not sequences:
+            return np.zeros((0, width(block, context)), np.float32)
+        return _order_block(block, tuple(sequences), context.letters)
     if block in SITE_BLOCKS:
         return _site_block(block, sequences, context)
     raise KeyError(f"unknown feature block {block!r}; known are {', '.join(FEATURE_BLOCKS)}")
@@ -190,15 +215,15 @@ def compute(block: str, sequences: Sequence[str], context: Context) -> np.ndarra
 
 def width(block: str, context: Context) -> int:
     """Numbers in a block."""
-    sites = len(context.sites)
+    sites, k = len(context.sites), len(context.letters)
     return {
-        "composition": 21,
-        "dipeptide": 400,
-        "gapped": 400 * len(_GAPS),
-        "terminal": 40 * len(_ENDS),
-        "onehot": 20 * sites,
-        "pairs": 200 * sites * (sites - 1),
+        "composition": k + 1,
+        "dipeptide": k * k,
+        "gapped": k * k * len(_GAPS),
+        "terminal": 2 * k * len(_ENDS),
+        "onehot": k * sites,
+        "pairs": k * k * sites * (sites - 1) // 2,
         "properties": PROPERTIES.shape[1] * sites,
-        "mutations": 3,
+        "mutations": 3 if context.alphabet == "protein" else 2,
         "masked_marginal": 1,
     }[block]

@@ -8,6 +8,8 @@ in the head. Inference needs torch and numpy only, and a sequence's result does 
 Tensors of model.safetensors (M members of an ensemble, averaged; F features, C outputs):
     features.mean, features.scale [F]
     layers.{i}.weight [M, in, out], layers.{i}.bias [M, 1, out]     GELU between
+    skip.weight [M, H, out]                                         from the last H features straight to the outputs
+    homologs.labels [R, T]                                          of the training rows in the folder homologs/
     conv.{i}.weight [out, in, k], conv.{i}.bias [out]               per residue, GELU between
     target.offset, target.scale [C]                                 regression
     masked_marginal.odds [L, 20], ood.*, neighbours.points, trunk.*         (trunk: `full` fine-tuning)
@@ -31,7 +33,9 @@ from bioseq.errors import BundleError
 from bioseq.heads import calibration as applied
 from bioseq.heads import features as blocks
 from bioseq.heads.features import Context
+from bioseq.heads.homology import Links, TrainingRows, transfer
 from bioseq.heads.ood import OodScore
+from bioseq.heads.residues import convolve, flat_residues
 
 if TYPE_CHECKING:
     from bioseq.backbones.packed.encoder import PackedEncoder
@@ -39,7 +43,7 @@ if TYPE_CHECKING:
 
 NEIGHBOURS = "neighbours.json"
 _KEYS = {
-    "method", "blocks", "pooling", "layers", "targets", "classes", "wild_type", "sites", "statement"
+    "method", "blocks", "pooling", "layers", "targets", "classes", "wild_type", "sites", "statement", "homologs"
 }  # fmt: skip
 _RENAMED = {"density": "masked_marginal"}  # blocks of older bundles
 
@@ -67,6 +71,8 @@ class Head:
     adapter: Path | None = None
     trunk: PackedEncoder | None = None
     neighbour_ids: list[str] = field(default_factory=list)
+    alphabet: str = "protein"
+    rows: TrainingRows | None = None  # the training rows, unless they were kept out of the bundle
 
     def __post_init__(self) -> None:
         unknown = set(self.settings) - _KEYS
@@ -85,7 +91,7 @@ class Head:
                 i = len(self._layers)
                 self._layers.append((t[f"{stem}.{i}.weight"], t[f"{stem}.{i}.bias"]))
             self._mean, self._scale = t["features.mean"], t["features.scale"]
-            self.ood = OodScore.from_tensors(t, self.neighbour_ids)
+            self.ood = OodScore.from_tensors(t, self.neighbour_ids, self.alphabet)
         except KeyError as error:
             raise BundleError(f"head {self.name}: tensor {error} is missing.") from None
         if not self._layers:
@@ -95,6 +101,7 @@ class Head:
             self.settings.get("wild_type") or "",
             tuple(self.settings.get("sites") or ()),
             None if odds is None else odds.numpy(),
+            self.alphabet,
         )
 
     @property
@@ -151,60 +158,58 @@ class Head:
             adapter=bundle.adapter,
             trunk=trunk,
             neighbour_ids=ids,
+            alphabet=manifest.alphabet,
+            rows=TrainingRows.read(bundle, tensors),
         )
 
     # ------------------------------------------------------------------ numbers
 
-    def _inputs(self, features: np.ndarray, sequences: Sequence[str]) -> torch.Tensor:
-        parts = [
-            features.reshape(len(features), -1)
-            if b == "embedding"
-            else blocks.compute(b, sequences, self.context)
-            for b in self.blocks
-        ]
+    def _inputs(self, features: np.ndarray, sequences: Sequence[str], links: Links | None) -> torch.Tensor:
+        parts = []
+        for b in self.blocks:
+            if b == "embedding":
+                parts.append(features.reshape(len(features), -1))
+            elif b == "homology":
+                assert self.rows is not None and links is not None
+                parts.append(transfer(links, self.rows.y, self.task, len(self.classes)))
+            else:
+                parts.append(blocks.compute(b, sequences, self.context))
         return torch.from_numpy(np.concatenate(parts, axis=1, dtype=np.float32))
 
     @torch.inference_mode()
-    def raw(self, features: Any, sequences: Sequence[str]) -> Any:
-        """Uncalibrated outputs float32 [N, C]: values in the target's scale (regression) or logits. Per residue
-        a list of [L_i, C]. `sequences` are cleaned."""
-        if self.per_residue:
-            return self._convolve(features, sequences)
-        x = ((self._inputs(features, sequences) - self._mean) * self._scale)[None]
+    def members(
+        self, features: np.ndarray, sequences: Sequence[str], links: Links | None = None
+    ) -> np.ndarray:
+        """Uncalibrated outputs of each member of the ensemble, float32 [M, N, C]."""
+        return self.members_of(self._inputs(features, sequences, links))
+
+    @torch.inference_mode()
+    def members_of(self, inputs: torch.Tensor) -> np.ndarray:
+        """The same from the blocks' matrix [N, F]."""
+        x = (inputs - self._mean) * self._scale
+        out = x[None]
         for i, (weight, bias) in enumerate(self._layers):
-            x = torch.baddbmm(
-                bias, F.gelu(x).expand(len(weight), -1, -1) if i else x.expand(len(weight), -1, -1), weight
-            )
-        out = x.mean(0)
+            out = F.gelu(out) if i else out
+            out = torch.baddbmm(bias, out.expand(len(weight), -1, -1), weight)
+        if "skip.weight" in self.tensors:
+            skip = self.tensors["skip.weight"]
+            out = out + x[:, -skip.shape[1] :] @ skip
         if self.task == "regression":
             out = out * self.tensors["target.scale"] + self.tensors["target.offset"]
         return out.numpy()
 
-    def _convolve(self, features: Sequence[np.ndarray], sequences: Sequence[str]) -> list[np.ndarray]:
-        """All proteins in one row with gaps as wide as the reach, so that none sees another."""
-        if not len(features):
-            return []
-        reach = sum((w.shape[2] - 1) // 2 for w, _ in self._layers)
-        rows, spans, at = [], [], 0
-        for feature, sequence in zip(features, sequences):
-            x = residue_inputs(feature, sequence)
-            rows += [
-                (x - self._mean.numpy()) * self._scale.numpy(),
-                np.zeros((reach, x.shape[1]), np.float32),
-            ]
-            spans.append((at, at + len(x)))
-            at += len(x) + reach
-        x_FT = torch.from_numpy(np.concatenate(rows, dtype=np.float32)).T[None]
-        inside = torch.zeros(1, 1, at)
-        for start, end in spans:
-            inside[..., start:end] = 1.0
-        for i, (weight, bias) in enumerate(self._layers):
-            x_FT = (
-                F.conv1d(F.gelu(x_FT) if i else x_FT, weight, bias, padding=(weight.shape[2] - 1) // 2)
-                * inside
+    def raw(
+        self, features: Any, sequences: Sequence[str], links: Links | None = None, blocks_of: Any = None
+    ) -> Any:
+        """Uncalibrated outputs float32 [N, C]: values in the target's scale (regression) or logits. Per residue
+        a list of [L_i, C]. `sequences` are cleaned; `links` their hits among the training rows, `blocks_of` the
+        residue block of each (`bioseq.heads.homology`)."""
+        if self.per_residue:
+            scaling = (self._mean.numpy(), self._scale.numpy())
+            return convolve(
+                features, sequences, blocks_of, self._layers, scaling, self.tensors.get("skip.weight")
             )
-        out = x_FT[0].T.contiguous().numpy()
-        return [out[start:end] for start, end in spans]
+        return self.members(features, sequences, links).mean(0)
 
     def probabilities(self, raw: np.ndarray) -> np.ndarray:
         """Calibrated probabilities [.., C] of raw outputs: two columns for binary, one a label for multilabel."""
@@ -229,40 +234,82 @@ class Head:
         return np.asarray(features, np.float32).reshape(len(features), -1)
 
     def predict(
-        self, features: Any, sequences: Sequence[str], *, nearest: Sequence[int] = ()
+        self,
+        features: Any,
+        sequences: Sequence[str],
+        *,
+        lengths: Sequence[int] = (),
+        nearest: Sequence[int] = (),
+        members: Sequence[bool] = (),
     ) -> list[dict[str, Any]]:
         """One prediction a sequence. `features` float32 [N, D] as `embed_options` asks (a list of [L_i, D] per
-        residue). `nearest`: how many training examples to name, for each sequence; none for 0. Raises
-        `SequenceError` for a sequence that this head cannot judge (see `bioseq.heads.features`)."""
+        residue). `lengths`: residues that the features cover, fewer than the sequence's where it was truncated; everything
+        is then computed of those alone. `nearest`: how many training examples to name, for each sequence; `members`: whether to give what
+        each member of the ensemble says. Raises `SequenceError` for a sequence that this head cannot judge (see
+        `bioseq.heads.features`)."""
         if not len(sequences):
             return []
         texts = [clean(s) for s in sequences]
-        if self.per_residue:  # a truncated protein has fewer features than letters
-            texts = [t[: flat_residues(f).shape[0]] for t, f in zip(texts, features)]
-        raw = self.raw(features, texts)
+        if self.per_residue:
+            lengths = [flat_residues(f).shape[0] for f in features]
+        if len(lengths):
+            texts = [t[:n] for t, n in zip(texts, lengths)]
+        links = each = None
+        if self.per_residue:
+            found = None
+            if self.rows is not None:
+                links, found = self.rows.residue_links(texts)
+            raw = self.raw(features, texts, links, found if "homology" in self.blocks else None)
+        else:
+            links = self.rows.links(texts) if self.rows is not None else None
+            each = self.members(features, texts, links)
+            raw = each.mean(0)
         pooled = self.pooled(features)
         ood = self.ood.score(pooled, texts)
         shared = [
             {"ood": o, "ood_percentile": p, "head": self.name, "version": self.version}
             for o, p in zip(ood.tolist(), self.ood.percentile(ood).tolist())
         ]
-        rows = [{"task": self.task, **own, **rest} for own, rest in zip(self._values(raw), shared)]
+        rows = [{"task": self.task, **own, **rest} for own, rest in zip(self._values(raw, each), shared)]
+        if self.rows is not None and links is not None:
+            for row, told in zip(rows, self.rows.evidence(links)):
+                row |= told
         asked = np.flatnonzero(nearest)
         if len(asked):
-            found = self.ood.nearest(pooled[asked], max(nearest))
-            for i, near in zip(asked.tolist(), found):
-                rows[i]["nearest"] = [{"id": name, "similarity": s} for name, s in near[: nearest[i]]]
+            closest = self.ood.nearest(pooled[asked], max(nearest))
+            for i, near in zip(asked.tolist(), closest):
+                rows[i]["nearest"] = self._named(i, near[: nearest[i]], links)
+        if each is not None:
+            for i in np.flatnonzero(members).tolist():
+                said = [self._values(m[i : i + 1], None)[0] for m in each]
+                key = "value" if self.task == "regression" else "probabilities"
+                rows[i]["members"] = [m[key] for m in said]
         return rows
 
-    def _values(self, raw: Any) -> list[dict[str, Any]]:
+    def _named(self, query: int, near: list[tuple[str, float]], links: Links | None) -> list[dict[str, Any]]:
+        """Training examples nearest by embedding, with what the alignment to each says where there is one."""
+        out: list[dict[str, Any]] = [{"id": name, "similarity": s} for name, s in near]
+        if self.rows is None or links is None:
+            return out
+        hits = links.take(np.array([query]))
+        aligned = {e["id"]: e for e in self.rows.evidence(hits, len(hits.keys))[0]["nearest"]}
+        none = {"identity": None, "coverage": None}
+        return [e | (aligned.get(e["id"]) or none) for e in out]
+
+    def half_widths(self, members: np.ndarray) -> np.ndarray:
+        """Half widths of a regression's intervals [N, T], of its members' outputs [M, N, T]."""
+        return applied.half_widths(members.std(0).astype(np.float64), self.calibration)
+
+    def _values(self, raw: Any, members: np.ndarray | None) -> list[dict[str, Any]]:
+        """`members` [M, N, C] shape a regression's intervals."""
         names = self.classes
         if self.task == "regression":
-            radius = self.calibration["radius"]
+            radii = self.half_widths(raw[None] if members is None else members).tolist()
             rows = raw.astype(np.float64).tolist()
             if len(self.targets) == 1:
                 return [
-                    {"value": r[0], "interval": [r[0] - radius[0], r[0] + radius[0]], "probabilities": None}
-                    for r in rows
+                    {"value": r[0], "interval": [r[0] - q[0], r[0] + q[0]], "probabilities": None}
+                    for r, q in zip(rows, radii)
                 ]
             return [
                 {
@@ -270,7 +317,7 @@ class Head:
                     "interval": {t: [v - q, v + q] for t, v, q in zip(self.targets, r, radius)},
                     "probabilities": None,
                 }
-                for r in rows
+                for r, radius in zip(rows, radii)
             ]
         if self.task == "per_residue":
             out = []
@@ -298,17 +345,6 @@ class Head:
             {"value": names[c], "interval": None, "probabilities": dict(zip(names, row))}
             for c, row in zip(called, p.tolist())
         ]
-
-
-def flat_residues(features: np.ndarray) -> np.ndarray:
-    """[L, D] of [L, D] or [layers, L, D]."""
-    return features if features.ndim == 2 else np.concatenate(list(features), axis=1)
-
-
-def residue_inputs(features: np.ndarray, sequence: str) -> np.ndarray:
-    """Per-residue inputs of a head: embedding and letter, float32 [L, D + 21]."""
-    letters = np.eye(21, dtype=np.float32)[blocks.codes(sequence)]
-    return np.concatenate([flat_residues(features), letters], axis=1, dtype=np.float32)
 
 
 def check_base(head: Head, backbone: Identity, backbone_name: str) -> None:

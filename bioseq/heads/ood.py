@@ -29,8 +29,8 @@ from bioseq.heads.features import Context
 ORDER = ("composition", "dipeptide", "gapped", "terminal")
 
 
-def order_features(sequences: Sequence[str]) -> np.ndarray:
-    return np.column_stack([blocks.compute(b, sequences, Context()) for b in ORDER])
+def order_features(sequences: Sequence[str], alphabet: str = "protein") -> np.ndarray:
+    return np.column_stack([blocks.compute(b, sequences, Context(alphabet=alphabet)) for b in ORDER])
 
 
 @dataclass
@@ -46,6 +46,7 @@ class OodScore:
     order_at: tuple[float, float] = (0.0, 1.0)
     points: np.ndarray | None = None
     ids: list[str] = field(default_factory=list)
+    alphabet: str = "protein"
 
     def place(self, pooled: np.ndarray) -> np.ndarray:
         """Whitened embedding, float32 [N, K]."""
@@ -57,7 +58,7 @@ class OodScore:
         squared = (z.astype(np.float64) ** 2).mean(1)
         if self.order is not None:
             mean, scale, weight = self.order
-            ratio = ((order_features(sequences) - mean) * scale) @ weight
+            ratio = ((order_features(sequences, self.alphabet) - mean) * scale) @ weight
             squared = squared + np.maximum(0.0, (self.order_at[0] - ratio) / self.order_at[1]) ** 2
         return np.sqrt(squared)
 
@@ -86,12 +87,21 @@ class OodScore:
         return {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in out.items()}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, torch.Tensor], ids: list[str]) -> OodScore:
+    def from_tensors(
+        cls, tensors: dict[str, torch.Tensor], ids: list[str], alphabet: str = "protein"
+    ) -> OodScore:
         get = {name: t.numpy() for name, t in tensors.items()}
         order, at = None, (0.0, 1.0)
         if "ood.order.weight" in get:
             order = (get["ood.order.mean"], get["ood.order.scale"], get["ood.order.weight"])
             at = (float(get["ood.order.at"][0]), float(get["ood.order.at"][1]))
         return cls(
-            get["ood.mean"], get["ood.project"], get["ood.grid"], order, at, get.get("neighbours.points"), ids
+            get["ood.mean"],
+            get["ood.project"],
+            get["ood.grid"],
+            order,
+            at,
+            get.get("neighbours.points"),
+            ids,
+            alphabet,
         )

@@ -131,6 +131,7 @@ class Predictor:
         logits: str | np.ndarray | None = None,
         heads: Sequence[str] = (),
         nearest: int = 0,
+        members: bool = False,
         long_sequences: LongSequences = "error",
         index: int | None = None,
         gaps: bool = False,
@@ -189,6 +190,7 @@ class Predictor:
             logits_at=logits,
             heads=tuple(heads),
             nearest=nearest,
+            members=members,
             notes=tuple(notes),
             cover=cover,
             overlap=overlap,
@@ -252,7 +254,9 @@ class Predictor:
             predictions = head.predict(
                 values if head.per_residue else np.stack(values),
                 [queries[i].sequence for i in order],
+                lengths=[len(queries[i].ids) for i in order],
                 nearest=[queries[i].nearest for i in order],
+                members=[queries[i].members for i in order],
             )
             for i, prediction in zip(order, predictions, strict=True):
                 results[i].predictions = (results[i].predictions or {}) | {name: prediction}
@@ -329,14 +333,17 @@ class Predictor:
         heads: Sequence[str],
         *,
         nearest: int = 0,
+        members: bool = False,
         long_sequences: LongSequences = "error",
         progress: bool = False,
     ) -> list[dict[str, dict[str, Any]]]:
         """One dict a sequence, keyed by head; each prediction in the documented form, with `nearest` the so
-        many nearest training examples of each."""
+        many nearest training examples of each, with `members` what each member of the head's ensemble says."""
         if isinstance(heads, str):
             heads = [h for h in heads.split(",") if h]
-        queries = self._queries(seqs, heads=tuple(heads), nearest=nearest, long_sequences=long_sequences)
+        queries = self._queries(
+            seqs, heads=tuple(heads), nearest=nearest, members=members, long_sequences=long_sequences
+        )
         return [r.predictions or {} for r in self._run(queries, "predicting", progress)]
 
     def score(

@@ -22,7 +22,8 @@ class Query:
 
     `logits_at`: None, "all", or int64 places of residues. `cover` are the windows that will be computed,
     `overlap` their overlap. `routes` are the passes it takes: the bare trunk (None) and one for each head
-    with weights of its own. `nearest`: training examples to name beside each prediction. `evidence` float32 [L, E]:
+    with weights of its own. `nearest`: training examples to name beside each prediction. `members`: give what
+    each member of a head's ensemble says. `evidence` float32 [L, E]:
     what the homologs say, for a backbone that reads them, and `homologs` their number; filled in by the predictor.
     """
 
@@ -32,6 +33,7 @@ class Query:
     logits_at: str | np.ndarray | None = None
     heads: tuple[str, ...] = ()
     nearest: int = 0
+    members: bool = False
     notes: tuple[str, ...] = ()
     cover: list[Window] = field(default_factory=list)
     overlap: int = 0

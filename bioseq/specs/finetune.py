@@ -23,18 +23,20 @@ class SplitSettings(Spec):
     """How rows are divided into train, validation and test.
 
     kind: `column` (the file's `set` and `validation`), `cluster` (by sequence similarity), `mutations` (by
-    distance from the wild type), `position` (by mutated position), `random`. None: `column` if the file has
-    one, else `mutations` for variants of one wild type, else `cluster`.
-    valid, test: shares of the rows. identity: of clusters. train_mutations: the farthest distance that trains.
-    position_mode: `contiguous` holds out a stretch of positions, `modulo` every k-th.
+    distance from the wild type), `position` (by mutated position), `random`. None takes the first that leaves
+    enough rows: `column` if the file has one; for variants of one protein `mutations`, or `position` where nearly all
+    are single substitutions; else `cluster`; last `random`.
+    valid, test: shares of the rows. identity: of clusters. train_mutations: the farthest distance that trains; None
+    is 2, or the nearest number that leaves enough rows on both sides. position_mode: `contiguous` holds out a stretch
+    of positions, `modulo` every k-th; None is `contiguous`, and `modulo` where no kind was asked for.
     """
 
     kind: SplitKind | None = None
     valid: float = 0.15
     test: float = 0.15
     identity: float = 0.3
-    train_mutations: int = 2
-    position_mode: Literal["contiguous", "modulo"] = "contiguous"
+    train_mutations: int | None = None
+    position_mode: Literal["contiguous", "modulo"] | None = None
 
     def validate(self) -> None:
         for name in ("valid", "test"):
@@ -49,7 +51,7 @@ class SplitSettings(Spec):
             )
         if not 0.2 <= self.identity <= 1:
             raise SpecError(f"{self.identity} is not an identity between 0.2 and 1.", field="split.identity")
-        if self.train_mutations < 1:
+        if self.train_mutations is not None and self.train_mutations < 1:
             raise SpecError("at least 1 is needed.", field="split.train_mutations")
 
 
@@ -99,6 +101,8 @@ class FinetuneSpec(Spec):
     embedding set to the mean.
     epochs, lr, batch_tokens, lora: of `lora` and `full`. workers: Ray Train processes for those.
     level: of prediction intervals. neighbours: training examples kept for `nearest`.
+    homologs: `auto` searches the table's own training rows for homologs: their labels become features where that helps,
+    and the rows travel in the bundle so that predictions name the nearest. `none` keeps every sequence out of it.
     """
 
     labels: str
@@ -130,6 +134,7 @@ class FinetuneSpec(Spec):
     address: str | None = None
     level: float = 0.9
     neighbours: int = 2000
+    homologs: Literal["auto", "none"] = "auto"
     bootstrap: int = 200
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -44,7 +44,13 @@ def prediction_type(example: dict[str, Any]) -> Any:
         "head": pa.string(),
         "version": pa.int64(),
         "labels": pa.list_(pa.string()),
-        "nearest": pa.list_(pa.struct([("id", pa.string()), ("similarity", number)])),
+        "nearest": pa.list_(
+            pa.struct(
+                [("id", pa.string()), ("similarity", number), ("identity", number), ("coverage", number)]
+                + [("label", value_type), ("text", pa.string())]
+            )
+        ),
+        "homologs": pa.struct([("number", pa.int64()), ("effective", number)]),
     }
     spare = {k: _plain_type(v) for k, v in example.items() if k not in fields}
     return pa.struct([(k, fields.get(k, spare.get(k))) for k in example])

@@ -38,6 +38,7 @@ def table(n: int = 150, seed: int = 0) -> list[dict]:
         rows.append(
             {
                 "id": f"p{i}",
+                "cluster": f"c{i}",
                 "sequence": s,
                 "k": round(k + rng.normal(0, 0.01), 5),
                 "w": round(w + rng.normal(0, 0.01), 5),

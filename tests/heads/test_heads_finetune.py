@@ -27,6 +27,7 @@ def run(tmp_path, backbone, targets, rows=None, **options):
         "models": ("linear",),
         "bootstrap": 40,
         "neighbours": 50,
+        "homologs": "none",
     } | options
     settings.setdefault("output", str(tmp_path / "head"))
     spec = FinetuneSpec(
@@ -69,10 +70,8 @@ def test_every_task_predicts_in_the_documented_form(tmp_path, backbone, model, c
         assert one["value"] in one["probabilities"]
         assert sum(one["probabilities"].values()) == pytest.approx(1)
     evidence = bundle.evidence()
-    assert evidence["beats_baseline"] == (
-        evidence["metrics"][evidence["main"]]
-        > max(b[evidence["main"]] or 0 for b in evidence["baselines"].values())
-    )
+    assert set(evidence["gains"]) == set(evidence["baselines"])
+    assert evidence["beats_baseline"] == all(g["low"] > 0 for g in evidence["gains"].values())
     assert {"majority", "composition_dipeptides"} <= set(evidence["baselines"])
     assert any(name.startswith("nearest_") for name in evidence["baselines"])
     low, high = evidence["intervals"][evidence["main"]]
@@ -146,7 +145,12 @@ def test_missing_labels_are_masked_not_zero(tmp_path, backbone):
 def test_a_weak_head_says_so_first_and_is_not_registered(tmp_path, backbone, monkeypatch):
     from training.finetune.evaluation import report
 
-    monkeypatch.setattr(report.baselines, "sequence_baselines", lambda *a: {"oracle": a[3]["test"]})
+    oracle = {r["sequence"]: [r["k"]] for r in table(150)}
+
+    def baselines(task, rows, held, *_):
+        return {"oracle": np.array([oracle[s] for s in held.sequences])}
+
+    monkeypatch.setattr(report.baselines, "sequence_baselines", baselines)
     with pytest.raises(RegistryError, match="not registered"):
         run(tmp_path, backbone, ("k",), register="weak")
     bundle = open_bundle(tmp_path / "head")
@@ -279,7 +283,7 @@ def test_residue_heads(tmp_path, backbone, model):
     files = residue_files(tmp_path)
     spec = FinetuneSpec(
         labels=files[0], residue_labels=files[1], residue_mask=files[2], output=str(tmp_path / "head"),
-        base=str(backbone), bootstrap=40, neighbours=20, threads=1,
+        base=str(backbone), bootstrap=40, neighbours=20, threads=1, homologs="none",
     )  # fmt: skip
     bundle = finetune(spec)
     assert bundle.evidence()["metrics"]["accuracy"] > 0.65
@@ -300,6 +304,7 @@ def test_the_command_writes_and_predict_reads(tmp_path, backbone):
     path = write_table(tmp_path / "t.csv", table(120))
     head = tmp_path / "lysine"
     arguments = ["--targets", "k", "--base", backbone, "--features", "composition", "--models", "linear"]
+    arguments += ["--homologs", "none"]
     assert (
         main(
             [

@@ -10,10 +10,13 @@ from bioseq import ranking
 from bioseq.errors import TableError
 from bioseq.heads.calibration import sigmoid, softmax
 from bioseq.homologs import clusters
+from bioseq.specs.finetune import SplitSettings
 from training.finetune import metrics
 from training.finetune.evaluation import calibrate
 from training.tables import splits
+from training.tables.dealing import deal, grouped_folds, position_folds
 from training.tables.labels import TEST, TRAIN, VALID, read_labels
+from training.tables.variants import differences
 
 RNG = np.random.default_rng(0)
 TRUTH = RNG.integers(0, 2, 300)
@@ -141,18 +144,18 @@ def test_cluster_split_keeps_families_whole_and_says_how(tmp_path, monkeypatch, 
     elif clusters.find_mmseqs() is None:
         pytest.skip("MMseqs2 is not installed")
     labels, family = family_table(tmp_path)
-    split = splits.make_split(labels, kind="cluster", seed=1)
+    split = splits.make_split(labels, SplitSettings(kind="cluster"), seed=1)
     assert all(len(set(split.part[family == f])) == 1 for f in range(15))
     assert {TRAIN, VALID, TEST} == set(split.part.tolist())
-    assert ("MMseqs2" in split.how["way"] and "not installed" not in split.how["way"]) == mmseqs
+    assert ("MMseqs2" in split.how["groups"] and "not installed" not in split.how["groups"]) == mmseqs
     assert split.how["leakage"]["share_over_50"] == 0.0
-    again = splits.make_split(labels, kind="cluster", seed=1)
+    again = splits.make_split(labels, SplitSettings(kind="cluster"), seed=1)
     assert (again.part == split.part).all()
 
 
 def test_random_split_measures_and_names_its_leakage(tmp_path):
     labels, _ = family_table(tmp_path)
-    split = splits.make_split(labels, kind="random")
+    split = splits.make_split(labels, SplitSettings(kind="random"))
     assert split.how["leakage"]["share_over_30"] > 0.5
     assert any("30 % identity" in w for w in split.warnings)
 
@@ -173,7 +176,7 @@ def variants(tmp_path):
 def test_mutational_distance_split(tmp_path):
     labels, wild = variants(tmp_path)
     split = splits.make_split(labels)
-    distance = np.array([len(p) for p in splits.mutated(labels.sequences, wild)])
+    distance = differences(labels.sequences, wild).sum(1)
     assert split.how["kind"] == "mutations"
     assert distance[split.part == TEST].min() == 3 and distance[split.part != TEST].max() == 2
 
@@ -181,8 +184,8 @@ def test_mutational_distance_split(tmp_path):
 @pytest.mark.parametrize("mode", ["contiguous", "modulo"])
 def test_position_split_shares_no_mutated_position(tmp_path, mode):
     labels, wild = variants(tmp_path)
-    split = splits.make_split(labels, kind="position", position_mode=mode, valid=0.3, test=0.3)
-    places = splits.mutated(labels.sequences, wild)
+    split = splits.make_split(labels, SplitSettings(kind="position", position_mode=mode, valid=0.3, test=0.3))
+    places = [np.flatnonzero(d) for d in differences(labels.sequences, wild)]
     of = {p: {int(x) for i in split.places(p) for x in places[i]} for p in (TRAIN, VALID, TEST)}
     assert not (of[TRAIN] & of[TEST] or of[TRAIN] & of[VALID] or of[VALID] & of[TEST])
     assert split.how["left_out"] == int((split.part == -1).sum()) > 0
@@ -205,3 +208,133 @@ def test_held_out_rows_and_dealt_validation(tmp_path):
     split = splits.make_split(labels, measure=False)
     assert (split.part[40:] == TEST).all() and "held_out" in split.how
     assert all(len({int(split.part[i]) for i in range(40) if i // 3 == c}) == 1 for c in range(13))
+
+
+def test_large_families_train_and_each_held_out_part_has_many(tmp_path):
+    sizes = [400, 300, 200] + [1] * 100
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    part = deal(groups, 0.15, 0.15, np.random.default_rng(0), np.zeros(1000, int))
+    for p in (VALID, TEST):
+        families = np.unique(groups[part == p], return_counts=True)[1]
+        assert len(families) >= 10 and families.max() <= 0.5 * (part == p).sum()
+    even = deal(np.repeat(np.arange(200), 5), 0.15, 0.15, np.random.default_rng(0), np.zeros(1000, int))
+    assert [(even == p).sum() for p in (TRAIN, VALID, TEST)] == [700, 150, 150]
+    few = deal(np.repeat(np.arange(5), 20), 0.15, 0.15, np.random.default_rng(0), np.zeros(100, int))
+    assert {TRAIN, VALID, TEST} == set(few.tolist())
+
+
+def test_few_families_in_a_part_are_counted_and_warned_of(tmp_path):
+    labels, _ = family_table(tmp_path)
+    split = splits.make_split(labels, SplitSettings(kind="cluster"), seed=1)
+    assert sum(split.how["families"].values()) == 15
+    assert any("fewer than 10" in w for w in split.warnings)
+
+
+def test_folds_keep_together_what_the_split_keeps_together(tmp_path):
+    groups = np.repeat(np.arange(12), 5)
+    for train, valid in grouped_folds(groups):
+        assert not set(groups[train]) & set(groups[valid])
+    labels, wild = variants(tmp_path)
+    split = splits.make_split(labels, SplitSettings(kind="position", valid=0.3, test=0.3))
+    rows = np.concatenate([split.places(TRAIN), split.places(VALID)])
+    folds, by = split.folds(rows)
+    differs = differences([labels.sequences[i] for i in rows], wild)
+    assert by == "mutated position" and len(folds) > 1
+    for train, valid in folds:
+        assert not (differs[train].any(0) & differs[valid].any(0)).any()
+    split = splits.make_split(labels, SplitSettings(kind="mutations", train_mutations=3))
+    rows = np.flatnonzero(split.part != TEST)
+    folds, by = split.folds(rows)
+    order = differences([labels.sequences[i] for i in rows], wild).sum(1)
+    assert by == "number of mutations"
+    assert all(not set(order[train]) & set(order[valid]) for train, valid in folds)
+    assert position_folds(differs[:0]) == []
+
+
+def scan_table(tmp_path, *, singles: bool, given: bool):
+    """Variants of one protein as plain sequences with a value, and nothing else said."""
+    wild = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQ"
+    rng = np.random.default_rng(3)
+    rows = {wild: 1.0}
+    while len(rows) < 300:
+        s = list(wild)
+        for at in rng.choice(56, 1 if singles else rng.integers(1, 5), replace=False):
+            s[at] = rng.choice(list("ACDEFGHIKLMNPQRSTVWY"))
+        rows["".join(s)] = float(rng.normal())
+    path = write_table(tmp_path / "v.csv", [{"sequence": s, "fitness": y} for s, y in rows.items()])
+    return read_labels(path, ["fitness"], wild_type=wild if given else None), wild
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_single_mutants_are_split_by_position_and_at_random_beside(tmp_path, given):
+    labels, wild = scan_table(tmp_path, singles=True, given=given)
+    split = splits.make_split(labels)
+    assert (split.how["kind"], split.how["mode"], split.also) == ("position", "modulo", ("random",))
+    assert split.variants is not None and split.variants.wild_type == wild
+    assert ("consensus" in split.how["table"]) == (not given)
+
+
+def test_variants_of_several_orders_are_split_by_order_without_a_word(tmp_path):
+    labels, wild = scan_table(tmp_path, singles=False, given=False)
+    split = splits.make_split(labels)
+    order = differences(labels.sequences, wild).sum(1)
+    assert split.how["kind"] == "mutations"
+    assert order[split.part == TEST].min() > order[split.part == TRAIN].max()
+
+
+def test_four_sites_of_one_protein_fall_to_all_parts(tmp_path):
+    """The form of GB1: most rows have three or four mutations, so two would leave hardly any to train on."""
+    wild = "MQYKLILNGKTLKGETTTEAVDAATAEKVFKQYANDNGVDGEWTYDDATKTFTVTE"
+    rng = np.random.default_rng(0)
+    rows = set()
+    while len(rows) < 600:
+        s = list(wild)
+        for site in (38, 39, 40, 53):
+            s[site] = "ACDEFGHIKLMNPQRSTVWY"[rng.integers(20)]
+        rows.add("".join(s))
+    path = write_table(
+        tmp_path / "g.csv", [{"sequence": s, "fitness": i % 17} for i, s in enumerate(sorted(rows))]
+    )
+    split = splits.make_split(read_labels(path, ["fitness"]))
+    assert min((split.part == p).sum() for p in (TRAIN, VALID, TEST)) >= 10
+
+
+def test_unrelated_peptides_of_one_length_are_not_variants(tmp_path):
+    rng = np.random.default_rng(0)
+    peptides = {"".join(rng.choice(list("ACDEFGHIKLMNPQRSTVWY"), 9)) for _ in range(200)}
+    path = write_table(
+        tmp_path / "p.csv", [{"sequence": s, "y": i % 13} for i, s in enumerate(sorted(peptides))]
+    )
+    split = splits.make_split(read_labels(path, ["y"]))
+    assert split.variants is None and split.how["kind"] in ("cluster", "random")
+
+
+def test_normalised_intervals_cover_and_are_narrower_where_members_agree():
+    from types import SimpleNamespace
+
+    rng = np.random.default_rng(0)
+    head = SimpleNamespace(task="regression")
+    sigma = rng.uniform(0.2, 2.0, 1500)[:, None]
+    truth, spread = rng.normal(size=(1500, 1)) * sigma, sigma * rng.uniform(0.8, 1.2, (1500, 1))
+    found = calibrate.calibrate(head, np.zeros((1500, 1)), truth, 0.9, spread)
+    assert "spread" in found
+    from bioseq.heads.calibration import half_widths
+
+    fresh = rng.uniform(0.2, 2.0, 4000)[:, None]
+    half = half_widths(fresh, found)
+    inside = np.abs(rng.normal(size=(4000, 1)) * fresh) <= half
+    assert 0.88 <= inside.mean() <= 0.92
+    sure = fresh[:, 0] < 0.8
+    assert (
+        half[sure].mean() < 0.6 * half[~sure].mean()
+        and abs(inside[sure].mean() - inside[~sure].mean()) < 0.06
+    )
+    constant = calibrate.calibrate(head, np.zeros((1500, 1)), truth, 0.9, rng.uniform(1, 2, (1500, 1)))
+    assert "spread" not in constant or half_widths(fresh, constant).std() < half.std()
+
+
+def test_the_bootstrap_draws_families_not_rows():
+    x = np.repeat(np.random.default_rng(1).normal(size=20), 10)
+    rows = metrics.bootstrap(np.arange(200), lambda r: {"m": float(x[r].mean())})["m"]
+    families = metrics.bootstrap(np.repeat(np.arange(20), 10), lambda r: {"m": float(x[r].mean())})["m"]
+    assert families[1] - families[0] > 2 * (rows[1] - rows[0])

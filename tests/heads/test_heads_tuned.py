@@ -12,7 +12,7 @@ from bioseq.inference.loading import load
 from bioseq.specs.finetune import FinetuneSpec, LoraSettings
 
 pytest.importorskip("sklearn", reason="the extra [train] is not installed")
-from training.finetune.models.tuned import batches
+from training.finetune.models.tuning import batches
 from training.finetune.run import finetune
 
 
@@ -23,6 +23,7 @@ def spec_for(tmp_path, backbone, method, name, **options) -> FinetuneSpec:
         "bootstrap": 20,
         "neighbours": 20,
         "batch_tokens": 512,
+        "homologs": "none",
     } | options
     path = write_table(tmp_path / f"{name}.csv", table(60))
     return FinetuneSpec(
@@ -124,6 +125,7 @@ def test_residue_heads_can_be_tuned(tmp_path, backbone):
         FinetuneSpec(
             labels=files[0], residue_labels=files[1], residue_mask=files[2], base=str(backbone), method="lora",
             output=str(tmp_path / "head"), epochs=3, lr=1e-2, batch_tokens=300, bootstrap=20, neighbours=0, threads=1,
+            homologs="none",
         )
     )  # fmt: skip
     answer = load(backbone, threads=1).predict(["ACDEFGHIKL"], [str(bundle.path)])[0][str(bundle.path)]

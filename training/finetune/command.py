@@ -22,7 +22,7 @@ def _names(text: str) -> tuple[str, ...]:
 def parser() -> argparse.ArgumentParser:
     p = new_parser(
         "finetune",
-        "Train a head that predicts your labels, judge it beside trivial baselines, and write it as a bundle.",
+        "Train a head that predicts your labels, measure it beside baselines, and write it as a bundle.",
         example=EXAMPLE,
     )
     p.add_argument("labels", nargs="?", help="CSV, TSV or Parquet; for residues a FASTA file")
@@ -45,6 +45,12 @@ def parser() -> argparse.ArgumentParser:
     rows.add_argument("--weight", metavar="COLUMN", help="row weights")
     rows.add_argument("--id-column", metavar="COLUMN", help="default: id")
     rows.add_argument("--replicates", choices=("error", "mean"), help="one sequence with several values")
+    rows.add_argument(
+        "--homologs",
+        choices=("auto", "none"),
+        help="auto: homologs among the training rows become features, and the rows travel in the bundle; none: no "
+        "sequence goes into the bundle (default: auto)",
+    )
     rows.add_argument("--max-train", type=positive_int, help="use at most so many training rows")
     rows.add_argument("--max-valid", type=positive_int, help="choose and calibrate on at most so many rows")
     rows.add_argument(
@@ -52,18 +58,21 @@ def parser() -> argparse.ArgumentParser:
         type=positive_int,
         help="embed at most so many training rows; the rest train the features",
     )
-    rows.add_argument("--max-test", type=positive_int, help="judge on at most so many rows")
+    rows.add_argument("--max-test", type=positive_int, help="measure on at most so many rows")
     split = p.add_argument_group("split")
     split.add_argument(
         "--split",
         choices=get_args(SplitKind),
-        help="default: the file's set column, else by mutations for variants, else by sequence cluster",
+        help="default: the file's set column; for variants of one protein by mutations, or by position where all are "
+        "single; else by sequence cluster",
     )
     split.add_argument("--valid-share", type=float, help="default: 0.15")
     split.add_argument("--test-share", type=float, help="default: 0.15")
     split.add_argument("--identity", type=float, help="of clusters (default: 0.3)")
     split.add_argument(
-        "--train-mutations", type=positive_int, help="farthest distance that trains (default: 2)"
+        "--train-mutations",
+        type=positive_int,
+        help="farthest distance that trains (default: 2, or what leaves enough rows)",
     )
     split.add_argument("--position-mode", choices=("contiguous", "modulo"))
     model = p.add_argument_group("model")

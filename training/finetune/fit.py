@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,30 +11,50 @@ from typing import Any
 import numpy as np
 import torch
 
-from bioseq.heads import features as blocks
 from bioseq.heads.features import Context
-from bioseq.heads.head import flat_residues
+from bioseq.heads.homology import Links, TrainingRows
+from bioseq.heads.residues import flat_residues
+from bioseq.homologs.mmseqs import find_mmseqs
 from bioseq.inference.predictor import Predictor
-from training.tables import splits
+from bioseq.specs.finetune import SITE_BLOCKS
+from training.finetune.models.rows import Held, Rows
 from training.tables.labels import Labels
+from training.tables.variants import Variants
 
 
 @dataclass
 class Fit:
-    """A head before calibration. `features` by part, as the head will get them; `cal_out`, `cal_y` raw outputs
-    and labels of rows that it did not train on (per residue flat)."""
+    """A head before calibration.
+
+    `features` by part, as the head will get them; `cal_out`, `cal_y`, `cal_spread` raw outputs, labels and members'
+    spread of rows that it did not train on (per residue flat), `calibrated` says which; `trained` the rows that it was
+    fitted on, `rows` and `held` what the baselines get; `links` the hits of each part among `trained`, which are
+    `training` in the bundle; `baselines` outputs on the test part of what this method must beat besides.
+    """
 
     settings: dict[str, Any]
     tensors: dict[str, torch.Tensor]
     features: dict[str, Any]
+    trained: Labels
+    calibrated: str
     cal_out: np.ndarray | None = None
     cal_y: np.ndarray | None = None
+    cal_spread: np.ndarray | None = None
     chosen: dict[str, Any] = field(default_factory=dict)
     tried: list[dict[str, Any]] = field(default_factory=list)
     adapter: Path | None = None
     architecture: dict[str, Any] = field(default_factory=dict)
     cost: dict[str, Any] = field(default_factory=dict)
-    embedded: np.ndarray | None = None  # training rows that have features; None: all
+    embedded: np.ndarray | None = None  # places in `trained` that have features; None: all
+    rows: Rows | None = None
+    held: Held | None = None
+    links: dict[str, Links] = field(default_factory=dict)
+    blocks: dict[str, list[np.ndarray]] = field(default_factory=dict)  # residue blocks by part
+    training: TrainingRows | None = None
+    baselines: dict[str, Any] = field(default_factory=dict)
+    relearn: Callable[[np.ndarray, int], np.ndarray] | None = (
+        None  # (places in rows, seed) -> outputs on the test part
+    )
 
 
 def say(text: str) -> None:
@@ -46,25 +67,31 @@ def n_outputs(labels: Labels) -> int:
     return 1 if labels.task == "binary" else labels.y.shape[1]
 
 
-def site_context(parts: dict[str, Labels], predictor: Predictor, *, masked_marginal: bool) -> Context | None:
-    """For variants of one protein: the wild type (the consensus if none is given), the sites that vary in the
-    training and validation rows, and the backbone's masked-marginal log odds."""
-    sequences = parts["train"].sequences + parts["valid"].sequences
-    wild = parts["train"].wild_type or splits.consensus(sequences + parts["test"].sequences)
-    if wild is None or any(len(s) != len(wild) for s in sequences + parts["test"].sequences):
-        return None
-    sites = tuple(sorted({int(p) for ps in splits.mutated(sequences, wild) for p in ps}))
+def site_context(
+    variants: Variants | None,
+    seen: np.ndarray,
+    predictor: Predictor,
+    *,
+    masked_marginal: bool,
+    homologs: bool = False,
+) -> Context:
+    """For variants of one protein: the wild type, the sites that vary in the rows `seen`, and the backbone's
+    masked-marginal log odds, with `homologs` mixed with what the shipped
+    reference set's homologs say. Otherwise the alphabet alone."""
+    alphabet = predictor.alphabet.name
+    if variants is None:
+        return Context(alphabet=alphabet)
+    wild = variants.wild_type
+    sites = tuple(np.flatnonzero(variants.differs[seen].any(0)).tolist())
     odds = None
     if masked_marginal and predictor.encoder.lm_head is not None and len(wild) <= predictor.max_residues:
         say(f"masked marginals of the wild type, {len(wild)} passes")
-        odds = np.asarray(predictor.scan(wild, strategy="masked-marginals", homologs="none"), np.float32)
-    return Context(wild, sites, odds)
+        told = "auto" if homologs and alphabet == "protein" and find_mmseqs() else "none"
+        odds = np.asarray(predictor.scan(wild, strategy="masked-marginals", homologs=told), np.float32)
+    return Context(wild, sites, odds, alphabet)
 
 
-def head_settings(
-    parts: dict[str, Labels], method: str, chosen: tuple[str, ...], context: Context | None
-) -> dict[str, Any]:
-    labels = parts["train"]
+def head_settings(labels: Labels, method: str, chosen: tuple[str, ...], context: Context) -> dict[str, Any]:
     classes = labels.classes if labels.task != "regression" else ()
     settings: dict[str, Any] = {
         "method": method,
@@ -74,7 +101,7 @@ def head_settings(
         "targets": list(labels.targets),
         "classes": list(classes),
     }
-    if context is not None and any(b in blocks.SITE_BLOCKS for b in chosen):
+    if any(b in SITE_BLOCKS for b in chosen):
         settings |= {"wild_type": context.wild_type, "sites": list(context.sites)}
     return settings
 

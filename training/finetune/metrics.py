@@ -12,8 +12,11 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
+from sklearn import config_context
 from sklearn import metrics as sk
+
+from bioseq.ranking import spearman
 
 MAIN = {
     "regression": "spearman",
@@ -28,14 +31,13 @@ Scorer = Callable[[np.ndarray], dict[str, float]]
 """From places of rows to scores."""
 
 
-def spearman(truth: np.ndarray, value: np.ndarray) -> float:
-    if len(truth) < 2 or np.ptp(truth) == 0 or np.ptp(value) == 0:
-        return NAN
-    return float(spearmanr(truth, value).statistic)
-
-
 def auroc(truth: np.ndarray, score: np.ndarray) -> float:
-    return float(sk.roc_auc_score(truth, score)) if 0 < np.sum(truth) < len(truth) else NAN
+    """Area under the ROC curve from ranks (Mann & Whitney 1947): a bootstrap asks for it thousands of times."""
+    positive = np.asarray(truth) > 0
+    n, hits = len(positive), int(positive.sum())
+    if not 0 < hits < n:
+        return NAN
+    return float((rankdata(score)[positive].sum() - hits * (hits + 1) / 2) / (hits * (n - hits)))
 
 
 def regression(truth: np.ndarray, value: np.ndarray) -> dict[str, float]:
@@ -182,7 +184,8 @@ def bootstrap(
     """Percentile intervals of `scores(places)` over resamples of the groups; int [N], the group of each row."""
     if not len(groups):
         return {}
-    drawn = [scores(rows) for rows in _draws(groups, rounds, seed)]
+    with config_context(skip_parameter_validation=True, assume_finite=True):
+        drawn = [scores(rows) for rows in _draws(groups, rounds, seed)]
     return {key: list(_interval([d[key] for d in drawn], level)) for key in drawn[0]}
 
 

@@ -40,6 +40,7 @@ def fit_ood(
     *,
     order_term: bool = True,
     neighbours: int = 2000,
+    alphabet: str = "protein",
     seed: int = 0,
 ) -> OodScore:
     """Fit on training proteins: pooled embeddings [N, D] and cleaned sequences. `order_term` is for heads of any
@@ -54,17 +55,17 @@ def fit_ood(
         own = [sequences[i] for i in fit[:MOST_ORDER]]
         repeats = max(1, min(4, MOST_ORDER // len(own)))
         noise = [s for r in range(repeats) for s in shuffled(own, seed + 1 + r)]
-        x = np.vstack([order_features(own), order_features(noise)])
+        x = np.vstack([order_features(own, alphabet), order_features(noise, alphabet)])
         centre, spread = x.mean(0), x.std(0) + 1e-6
         scale = (4.0 / spread / np.sqrt(x.shape[1])).astype(np.float32)
         y = np.concatenate([np.ones(len(own)), np.zeros(len(noise))])
         weight = _ratio((x - centre) * scale, y, np.where(y == 1, 0.5 / len(own), 0.5 / len(noise)))
         order = (centre.astype(np.float32), scale, weight.astype(np.float32))
-        ratios = ((order_features([sequences[i] for i in held]) - order[0]) * order[1]) @ order[2]
+        ratios = ((order_features([sequences[i] for i in held], alphabet) - order[0]) * order[1]) @ order[2]
         low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
         at = (float(middle), float(max(high - low, 1e-6)))
     kept = np.sort(rows[:neighbours])
-    found = OodScore(mean, project, np.zeros(101, np.float32), order, at)
+    found = OodScore(mean, project, np.zeros(101, np.float32), order, at, alphabet=alphabet)
     if neighbours:
         found.points = found.place(pooled[kept]).astype(np.float16)
         found.ids = [ids[i] for i in kept]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from bioseq.bundles.bundle import Bundle, write_bundle
 from bioseq.heads.head import NEIGHBOURS, Head, clean
+from bioseq.heads.homology import FOLDER
 from bioseq.inference.predictor import Predictor
 from bioseq.specs.finetune import FinetuneSpec
 from training.finetune.evaluation import card
@@ -22,17 +25,29 @@ from training.tables.splits import Split
 HALF_FROM = 50_000  # tensors of more numbers are stored in float16
 
 
-def write_head(
+@dataclass
+class Made:
+    """A calibrated and measured head that is not written yet."""
+
+    fit: Fit
+    tensors: dict[str, torch.Tensor]
+    calibration: dict[str, Any]
+    evidence: dict[str, Any]
+    files: dict[str, Path]
+
+
+def make_head(
     spec: FinetuneSpec,
     name: str,
     labels: Labels,
     split: Split,
+    places: dict[str, np.ndarray],
     parts: dict[str, Labels],
     fit: Fit,
     predictor: Predictor,
     method: str,
     scratch: Path,
-) -> Bundle:
+) -> Made:
     # what is stored is what is measured: large tensors lose half of their bits here, before anything is measured
     fit.tensors = {
         k: v.half()
@@ -40,17 +55,23 @@ def write_head(
         else v
         for k, v in fit.tensors.items()
     }
-    train = parts["train"] if fit.embedded is None else parts["train"].take(fit.embedded)
-    one_protein = len({len(s) for s in train.sequences}) == 1
-    rows = pooled(labels.task, fit.features["train"])
+    trained = fit.trained if fit.embedded is None else fit.trained.take(fit.embedded)
+    features = fit.features["train"]
+    if len(features) not in (len(fit.trained), len(trained)):  # fitted on the validation rows too
+        joined = (*features, *fit.features["valid"])
+        features = list(joined) if labels.task == "per_residue" else np.stack(joined)
+    rows = pooled(labels.task, features)
     ood = fit_ood(
-        rows,
-        [clean(s) for s in train.sequences],
-        train.ids,
-        order_term=not one_protein,
+        rows if fit.embedded is None or len(rows) == len(fit.embedded) else rows[fit.embedded],
+        [clean(s) for s in trained.sequences],
+        trained.ids,
+        order_term=split.variants is None,
         neighbours=spec.neighbours,
+        alphabet=predictor.alphabet.name,
         seed=spec.seed,
     )
+    if fit.training is not None:
+        fit.settings["homologs"] = "variants" if fit.training.variants else "search"
     tensors = {**fit.tensors, **ood.tensors()}
     head = Head(
         name=name,
@@ -60,24 +81,37 @@ def write_head(
         tensors={k: v for k, v in tensors.items() if not k.startswith("trunk.")},
         calibration={},
         neighbour_ids=ood.ids,
+        alphabet=predictor.alphabet.name,
+        rows=fit.training,
     )
-    calibration, evidence, curves = report(spec, head, labels, split, parts, fit, predictor, method)
-    evidence["base"] = {"name": predictor.name, "hash": predictor.weights_hash, "dtype": predictor.dtype}
-    evidence = card.plain(evidence)
+    calibration, evidence, curves = report(spec, head, labels, split, places, parts, fit, predictor, method)
+    evidence["base"] = {
+        "name": predictor.name,
+        "hash": predictor.weights_hash,
+        "dtype": predictor.dtype,
+    }
     files: dict[str, Path] = {}
     if ood.ids:
         files[NEIGHBOURS] = scratch / NEIGHBOURS
         files[NEIGHBOURS].write_text(json.dumps(ood.ids), "utf-8")
+    if fit.training is not None:
+        tensors |= fit.training.tensors()
+        folder = fit.training.reference.folder
+        files |= {f"{FOLDER}/{f.name}": f for f in sorted(folder.iterdir())}
     if curves:
         files[card.PLOT] = scratch / card.PLOT
         card.reliability_plot(files[card.PLOT], curves)
+    return Made(fit, tensors, calibration, card.plain(evidence), files)
+
+
+def write_head(spec: FinetuneSpec, name: str, labels: Labels, made: Made, predictor: Predictor) -> Bundle:
     return write_bundle(
         spec.output,
         manifest_fields={
             "kind": "head",
             "name": name,
             "alphabet": predictor.alphabet.name,
-            "architecture": fit.architecture,
+            "architecture": made.fit.architecture,
             "base_hash": predictor.content_hash or None,
             "base_weights_hash": predictor.weights_hash,
             "task": labels.task,
@@ -88,17 +122,17 @@ def write_head(
             "seed": spec.seed,
             "licence": spec.licence,
             "extra": {
-                "head": fit.settings,
+                "head": made.fit.settings,
                 "training": _portable(spec),
                 "citation": list(spec.citation),
             },
         },
-        tensors=tensors,
-        adapter=fit.adapter,
-        calibration=calibration,
-        card=card.card(evidence, spec, name),
-        evidence=evidence,
-        extra_files=files,
+        tensors=made.tensors,
+        adapter=made.fit.adapter,
+        calibration=made.calibration,
+        card=card.card(made.evidence, spec, name),
+        evidence=made.evidence,
+        extra_files=made.files,
         force=spec.force,
     )
 

@@ -3,7 +3,7 @@
 DATA is a folder in the form of the development data (localization.csv.gz, target_class.csv.gz,
 secondary_structure_*.fasta.gz). Each head goes to OUT/<name>. `--rows` says how much is embedded: `small` for one CPU
 core in minutes, `medium`, or `full` for a GPU or a long night. Localization and target class train on all rows either
-way; rows that are not embedded train the sequence features alone. The cards say what was done.
+way; rows that are not embedded train the sequence features and homologs alone. The cards say what was done.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ NETSURF = (
 )
 NAMES = ("localization", "target_class", "secondary_structure")
 Size = Literal["small", "medium", "full"]
-# rows embedded for training, rows to choose on, rows to judge on; None is all
+# rows embedded for training, rows to choose on, rows to measure on; None is all
 ROWS: dict[str, dict[str, tuple[int | None, int | None, int | None]]] = {
     "small": {
-        "localization": (1000, 500, 700),
-        "target_class": (800, 450, 700),
-        "secondary_structure": (600, 150, None),
+        "localization": (4000, None, None),
+        "target_class": (1000, 500, None),
+        "secondary_structure": (1500, 300, None),
     },
     "medium": {
-        "localization": (4000, None, None),
+        "localization": (None, None, None),
         "target_class": (3000, None, None),
-        "secondary_structure": (1500, 300, None),
+        "secondary_structure": (4000, 600, None),
     },
     "full": dict.fromkeys(NAMES, (None, None, None)),
 }
@@ -68,7 +68,7 @@ def spec(name: str, data: Path, out: Path, base: str, size: Size = "small", **op
             labels=str(data / "secondary_structure_sequences.fasta.gz"),
             residue_labels=str(data / "secondary_structure_labels.fasta.gz"),
             residue_mask=str(data / "secondary_structure_mask.fasta.gz"),
-            max_train=embedded,
+            max_embedded=embedded,
             citation=NETSURF,
             **common,
         )
@@ -113,12 +113,23 @@ def main() -> None:
     p.add_argument("--rows", choices=tuple(ROWS), default="small")
     p.add_argument("--heads", default=",".join(NAMES))
     p.add_argument("--threads", type=int, default=None)
+    p.add_argument(
+        "--cache", default=None, help="of embeddings and searches (default: $BIOSEQ_CACHE or ~/.cache/bioseq)"
+    )
     args = p.parse_args()
     names = tuple(n for n in args.heads.split(",") if n)
     unknown = set(names) - set(NAMES)
     if unknown:
         p.error(f"unknown heads: {', '.join(sorted(unknown))}")
-    make_heads(args.data, args.out, base=args.base, size=args.rows, names=names, threads=args.threads)
+    make_heads(
+        args.data,
+        args.out,
+        base=args.base,
+        size=args.rows,
+        names=names,
+        threads=args.threads,
+        cache=args.cache,
+    )
 
 
 if __name__ == "__main__":

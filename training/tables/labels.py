@@ -10,9 +10,6 @@ Every fault is a `TableError` with the one-based data rows (header not counted).
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -20,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bioseq.compression import DAMAGED, unpack
 from bioseq.errors import MutationError, SequenceError, TableError
 from bioseq.sequences.alphabet import Alphabet, protein
+from training.tables.columns import column_of, fail, file_hash, read_columns
 
 MISSING = {"", "na", "nan", "n/a"}
 TRAIN, VALID, TEST = 0, 1, 2
@@ -73,72 +70,25 @@ class Labels:
             cluster=None if self.cluster is None else [self.cluster[i] for i in places],
         )
 
+    def joined(self, other: Labels) -> Labels:
+        """These rows, then the other's, of one table."""
+        return replace(
+            self,
+            sequences=self.sequences + other.sequences,
+            ids=self.ids + other.ids,
+            rows=np.concatenate([self.rows, other.rows]),
+            y=np.concatenate([self.y, other.y]),
+            weights=np.concatenate([self.weights, other.weights]),
+            residues=None if self.residues is None else self.residues + (other.residues or []),
+            part=None,
+            cluster=None,
+        )
 
-def read_bytes(path: Path) -> bytes:
-    """A file's bytes, unpacked. Raises `TableError`."""
-    try:
-        return unpack(path.read_bytes())
-    except DAMAGED as error:
-        raise TableError(f"{path}: the compressed file breaks off or is damaged ({error}).") from None
-    except OSError as error:
-        raise TableError(f"cannot read {path}: {error.strerror or error}.") from None
-
-
-def file_hash(*paths: str | Path | None) -> str:
-    """SHA-256 over the (unpacked) bytes of the files."""
-    digest = hashlib.sha256()
-    for path in paths:
-        if path is not None:
-            digest.update(hashlib.sha256(read_bytes(Path(path))).digest())
-    return f"sha256:{digest.hexdigest()}"
-
-
-def read_columns(path: str | Path) -> dict[str, list[str]]:
-    """A table's columns as text, missing cells as "". Raises `TableError`."""
-    path = Path(path)
-    data = read_bytes(path)
-    if data[:4] == b"PAR1":
-        import pyarrow.parquet as pq
-
-        table = pq.read_table(io.BytesIO(data))
-        return {
-            name: ["" if v is None else str(v) for v in table.column(name).to_pylist()]
-            for name in table.column_names
-        }
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise TableError(
-            f"{path} is not UTF-8 text.", hint="Save it as CSV in UTF-8, or as Parquet."
-        ) from None
-    head = text.split("\n", 1)[0]
-    reader = csv.reader(io.StringIO(text), delimiter="\t" if head.count("\t") > head.count(",") else ",")
-    try:
-        lines = [line for line in reader if line]
-    except csv.Error as error:
-        raise TableError(f"{path} is no CSV: {error}.") from None
-    if len(lines) < 2:
-        raise TableError(f"{path} has no data rows.", hint="The first line names the columns.")
-    header = [h.strip() for h in lines[0]]
-    twice = sorted({h for h in header if header.count(h) > 1})
-    if twice:
-        raise TableError(f"{path}: column {', '.join(twice)} is there twice.")
-    bad = [i for i, line in enumerate(lines[1:], 1) if len(line) != len(header)]
-    if bad:
-        raise TableError(f"{path}: the header has {len(header)} columns, not so", rows=bad)
-    return {name: [line[j].strip() for line in lines[1:]] for j, name in enumerate(header)}
-
-
-def _column(columns: dict[str, list[str]], name: str, path: object) -> list[str]:
-    if name not in columns:
-        raise TableError(f"{path}: there is no column {name!r}.", hint=f"It has {', '.join(columns)}.")
-    return columns[name]
-
-
-def fail(what: str, rows: Sequence[int] | np.ndarray, hint: str | None = None) -> None:
-    """Raise `TableError` if there are rows at fault."""
-    if len(rows):
-        raise TableError(what, rows=[int(r) for r in rows], hint=hint)
+    def labelled(self) -> int:
+        """Rows with at least one label."""
+        if self.residues is not None:
+            return sum(bool((r >= 0).any()) for r in self.residues)
+        return int((~np.isnan(self.y)).any(1).sum())
 
 
 def _missing(text: str) -> bool:
@@ -180,7 +130,7 @@ def _variants(columns: dict[str, list[str]], path: object, wild_type: str | None
     from bioseq.sequences.mutations import apply, parse
 
     if wild_type is None:
-        wild = {w.upper() for w in _column(columns, "wild_type", path) if w}
+        wild = {w.upper() for w in column_of(columns, "wild_type", path) if w}
         if len(wild) != 1:
             raise TableError(f"{path}: {len(wild)} different wild types; one is needed.")
         wild_type = wild.pop()
@@ -217,7 +167,7 @@ def guess_task(values: Sequence[Sequence[str]]) -> str:
 def _targets(
     columns: dict[str, list[str]], targets: Sequence[str], task: str, path: object
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    texts = [_column(columns, t, path) for t in targets]
+    texts = [column_of(columns, t, path) for t in targets]
     if task in ("binary", "multiclass"):
         if len(texts) != 1:
             raise TableError(f"{task} takes one label column, {len(texts)} were given.")
@@ -334,7 +284,7 @@ def read_labels(
 ) -> Labels:
     """Read and check a table. Raises `TableError` with row numbers, before anything is computed."""
     columns = read_columns(path)
-    texts = [_column(columns, t, path) for t in targets]
+    texts = [column_of(columns, t, path) for t in targets]
     task = task or guess_task(texts)
     y, classes = _targets(columns, targets, task, path)
     if "sequence" in columns:
@@ -350,7 +300,7 @@ def read_labels(
     weights = np.ones(n)
     if weight is not None:
         bad = []
-        for i, text in enumerate(_column(columns, weight, path)):
+        for i, text in enumerate(column_of(columns, weight, path)):
             try:
                 weights[i] = _number(text)
             except ValueError:
@@ -358,7 +308,7 @@ def read_labels(
             if not weights[i] >= 0:
                 bad.append(i + 1)
         fail(f"weight column {weight!r} holds values that are no numbers >= 0", bad)
-    names = _column(columns, id_column, path) if id_column else columns.get("id") or columns.get("mutant")
+    names = column_of(columns, id_column, path) if id_column else columns.get("id") or columns.get("mutant")
     labels = Labels(
         task=task,
         targets=tuple(targets),
@@ -373,4 +323,13 @@ def read_labels(
         wild_type=wild_type,
         data_hash=file_hash(path),
     )
-    return merge_duplicates(labels, replicates)
+    return without_unlabelled(merge_duplicates(labels, replicates))
+
+
+def without_unlabelled(labels: Labels) -> Labels:
+    """Rows that have a label; the others can neither teach nor test, so they must not be counted."""
+    keep = np.flatnonzero((~np.isnan(labels.y)).any(1))
+    if len(keep) == len(labels):
+        return labels
+    dropped = f"{len(labels) - len(keep)} rows without any label left out"
+    return replace(labels.take(keep), notes=(*labels.notes, dropped))

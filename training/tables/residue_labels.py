@@ -13,14 +13,8 @@ import numpy as np
 from bioseq.errors import TableError
 from bioseq.sequences.alphabet import Alphabet, protein
 from bioseq.sequences.fasta import Record, read_fasta
-from training.tables.labels import (
-    Labels,
-    clean_sequences,
-    fail,
-    file_hash,
-    merge_duplicates,
-    read_parts,
-)
+from training.tables.columns import fail, file_hash
+from training.tables.labels import Labels, clean_sequences, merge_duplicates, read_parts
 
 
 def _by_id(path: str | Path, ids: Sequence[str], what: str) -> list[Record]:

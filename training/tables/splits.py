@@ -1,199 +1,153 @@
 """Dealing rows to train, validation and test so that the test tells how well a head will do on new proteins.
 
-Homologous proteins on both sides of a split make a head look better than it is. So the default deals whole
-clusters of similar sequences; variants of one protein are dealt by distance from the wild type or by mutated
-position; a random split is made only when asked for, and every split reports the similarity that it left
-between the sides.
-
-Clusters and leakage are found by `bioseq.homologs.clusters`.
+Homologous proteins on both sides of a split make a head look better than it is. So the default deals whole clusters of
+similar sequences, and variants of one protein by distance from the wild type or by position. A random split is made
+when it is asked for, or where no other leaves enough rows, and every split reports the similarity that it left between
+the sides. Cross-validation and the bootstrap keep together what the split keeps together.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from bioseq.errors import TableError
 from bioseq.homologs.clusters import cluster, leakage
+from bioseq.specs.finetune import SplitKind, SplitSettings
+from training.tables.dealing import Folds, deal, families, grouped_folds, position_folds, strata
 from training.tables.labels import TEST, TRAIN, VALID, Labels
+from training.tables.variants import Variants, find_variants
+
+FEW_FAMILIES = 10
+FOLDS = 5
 
 
 @dataclass(frozen=True)
 class Split:
-    """`part` int [N] of TRAIN, VALID, TEST (-1: left out). `how` tells the way, its settings and the leakage."""
+    """`part` int [N] of TRAIN, VALID, TEST (-1: left out). `how` tells the way, its settings and the leakage.
+    `groups` int [N]: rows that belong together when rows are resampled. `variants` if the table holds variants of one
+    protein; `also` other kinds of split worth reporting."""
 
     part: np.ndarray
+    groups: np.ndarray
     how: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    variants: Variants | None = None
+    also: tuple[SplitKind, ...] = ()
 
     def places(self, part: int) -> np.ndarray:
         return np.flatnonzero(self.part == part)
 
+    def folds(self, rows: np.ndarray, *, seed: int = 0) -> tuple[Folds, str]:
+        """(folds over `rows`, as places in `rows`; by what they are grouped): by what the split itself groups by."""
+        kind = self.how["kind"]
+        if kind == "position" and self.variants is not None:
+            contiguous = self.how["mode"] == "contiguous"
+            return position_folds(
+                self.variants.differs[rows], FOLDS, contiguous=contiguous
+            ), "mutated position"
+        if kind == "mutations" and self.variants is not None:
+            folds = grouped_folds(self.variants.order[rows], FOLDS, seed)
+            folds = [f for f in folds if min(map(len, f)) >= 10]
+            if len(folds) >= 2:
+                return folds, "number of mutations"
+            sets = np.unique(self.variants.differs[rows], axis=0, return_inverse=True)[1].ravel()
+            return grouped_folds(sets, FOLDS, seed), "set of mutated positions"
+        return grouped_folds(self.groups[rows], FOLDS, seed), self.how.get("groups", "row")
 
-def _deal(
-    groups: np.ndarray, valid: float, test: float, rng: np.random.Generator, strata: np.ndarray
-) -> np.ndarray:
-    """Deal whole groups: shuffled within each stratum (a group's stratum is its rarest member's), each goes to
-    the part that lacks most of its share."""
-    share = np.array([1 - valid - test, valid, test])
-    part = np.full(len(groups), TRAIN)
-    frequency = np.bincount(strata)
-    members: dict[int, list[int]] = defaultdict(list)
-    for i, g in enumerate(groups.tolist()):
-        members[g].append(i)
-    by_stratum: dict[int, list[int]] = defaultdict(list)
-    for g, rows in members.items():
-        by_stratum[min((int(strata[r]) for r in rows), key=lambda s: (frequency[s], s))].append(g)
-    for stratum in sorted(by_stratum):
-        names = by_stratum[stratum]
-        total = sum(len(members[g]) for g in names)
-        have = np.zeros(3)
-        order = rng.permutation(len(names))
-        # largest first, so that one big cluster cannot overshoot a small part at the end
-        for at in sorted(order.tolist(), key=lambda a: -len(members[names[a]])):
-            rows = members[names[at]]
-            goal = int(np.argmax((share * total - have) / share))
-            part[rows] = goal
-            have[goal] += len(rows)
-    return part
-
-
-def _strata(labels: Labels) -> np.ndarray:
-    """Stratum of each row: class, rarest positive label, or 0."""
-    n = len(labels)
-    if labels.task in ("binary", "multiclass"):
-        return np.nan_to_num(labels.y[:, 0], nan=-1).astype(int) + 1
-    if labels.task == "multilabel":
-        order = np.argsort(np.nansum(labels.y, axis=0))
-        out = np.zeros(n, dtype=int)
-        for rank, j in reversed(list(enumerate(order, 1))):
-            out[labels.y[:, j] == 1] = rank
-        return out
-    return np.zeros(n, dtype=int)
-
-
-def mutated(sequences: Sequence[str], wild_type: str) -> list[np.ndarray]:
-    """Zero-based positions at which each sequence differs from the wild type. Raises `TableError`."""
-    wild = np.frombuffer(wild_type.encode(), np.uint8)
-    bad = [i for i, s in enumerate(sequences, 1) if len(s) != len(wild_type)]
-    if bad:
-        raise TableError(f"not the wild type's length of {len(wild_type)} residues", rows=bad)
-    return [np.flatnonzero(np.frombuffer(s.encode(), np.uint8) != wild) for s in sequences]
-
-
-def consensus(sequences: Sequence[str]) -> str | None:
-    """The commonest residue at each place, if all sequences have one length; stands in for a wild type."""
-    if len({len(s) for s in sequences}) != 1:
-        return None
-    table = np.frombuffer("".join(sequences).encode(), np.uint8).reshape(len(sequences), -1)
-    return "".join(chr(int(np.bincount(column).argmax())) for column in table.T)
-
-
-def _by_mutations(
-    labels: Labels, wild_type: str, limit: int, valid: float, rng: np.random.Generator
-) -> np.ndarray:
-    distance = np.array([len(p) for p in mutated(labels.sequences, wild_type)])
-    part = np.where(distance <= limit, TRAIN, TEST)
-    near = np.flatnonzero(part == TRAIN)
-    part[rng.permutation(near)[: round(valid * len(near))]] = VALID
-    return part
-
-
-def _by_position(
-    labels: Labels, wild_type: str, mode: str, valid: float, test: float
-) -> tuple[np.ndarray, int]:
-    """Positions that vary are dealt; a variant belongs to the part that holds all its positions, the wild type
-    to train; variants across parts are left out (-1)."""
-    places = mutated(labels.sequences, wild_type)
-    sites = sorted({int(p) for ps in places for p in ps})
-    if len(sites) < 3:
-        raise TableError(f"{len(sites)} varied positions cannot be dealt to three parts.")
-    count = len(sites)
-    of: dict[int, int] = {}
-    if mode == "contiguous":
-        n_test, n_valid = max(1, round(test * count)), max(1, round(valid * count))
-        for i, site in enumerate(sites):
-            of[site] = TEST if i >= count - n_test else VALID if i >= count - n_test - n_valid else TRAIN
-    else:
-        every = max(3, round(1 / max(test, valid)))
-        for i, site in enumerate(sites):
-            of[site] = TEST if i % every == every - 1 else VALID if i % every == every // 2 else TRAIN
-    part = np.array(
-        [
-            next(iter(k)) if len(k := {of[int(p)] for p in ps}) == 1 else (-1 if ps.size else TRAIN)
-            for ps in places
-        ]
-    )
-    return part, int((part == -1).sum())
+    def families_in(self, rows: np.ndarray) -> int:
+        return len(np.unique(self.groups[rows]))
 
 
 def make_split(
-    labels: Labels,
-    *,
-    kind: str | None = None,
-    valid: float = 0.15,
-    test: float = 0.15,
-    identity: float = 0.3,
-    train_mutations: int = 2,
-    position_mode: str = "contiguous",
-    seed: int = 0,
-    measure: bool = True,
+    labels: Labels, settings: SplitSettings | None = None, *, seed: int = 0, measure: bool = True
 ) -> Split:
     """Deal the rows. Raises `TableError` if a part would be too small to train, choose or test.
 
-    With `column` and no test rows, the file's validation rows are the held-out part, and a validation part is
-    dealt from its training rows, by the file's clusters if it has them. `measure` searches for leakage.
+    Without a kind the first of these that leaves enough rows is taken: the file's own split; for variants of one
+    protein by order (several orders) or position (single substitutions), and at random beside it; else by sequence
+    cluster; else at random. With `column` and no test rows, the file's validation rows are the held-out part, and a
+    validation part is dealt from its training rows. `measure` searches for leakage.
     """
+    settings = settings or SplitSettings()
+    variants = find_variants(labels)
+    if settings.kind is not None:
+        return _split(labels, variants, settings.kind, settings, seed, measure)
+    if labels.part is not None:
+        return _split(labels, variants, "column", settings, seed, measure)
+    if variants is None:
+        kinds: list[SplitKind]
+        kinds, mode = ["cluster", "random"], settings.position_mode
+    elif variants.singles_only:
+        kinds, mode = ["position", "random"], settings.position_mode or "modulo"
+    else:
+        kinds, mode = ["mutations", "position", "random"], settings.position_mode or "modulo"
+    settings = replace(settings, position_mode=mode)
+    skipped: list[str] = []
+    while True:
+        kind = kinds.pop(0)
+        try:
+            split = _split(labels, variants, kind, settings, seed, measure)
+        except TableError as error:
+            if not kinds:
+                raise
+            skipped.append(f"a split by {kind} is not possible: {error}")
+            continue
+        also: tuple[SplitKind, ...] = (
+            ("random",) if variants is not None and variants.singles_only and kind == "position" else ()
+        )
+        return replace(split, warnings=(*skipped, *split.warnings), also=also)
+
+
+def _split(
+    labels: Labels, variants: Variants | None, kind: str, settings: SplitSettings, seed: int, measure: bool
+) -> Split:
     rng = np.random.default_rng(seed)
-    wild = labels.wild_type
-    if kind is None:
-        kind = "column" if labels.part is not None else "mutations" if wild else "cluster"
+    n = len(labels)
     how: dict[str, Any] = {"kind": kind, "seed": seed}
-    warnings: list[str] = []
+    if variants is not None:
+        how["table"] = variants.note
+    groups = np.arange(n)
     if kind == "column":
         if labels.part is None:
             raise TableError("the file has no `set` column.", hint="Choose another split.")
-        part = labels.part.copy()
-        if not (part == TEST).any():
-            part[part == VALID] = TEST
-            how["held_out"] = "the file's validation rows (it has no test rows)"
-        if not (part == VALID).any() and (part == TRAIN).any():
-            rows = np.flatnonzero(part == TRAIN)
-            sub = labels.take(rows)
-            groups = np.unique(sub.cluster, return_inverse=True)[1] if sub.cluster else np.arange(len(rows))
-            part[rows] = np.where(_deal(groups, valid, 1e-9, rng, _strata(sub)) == VALID, VALID, TRAIN)
-            how["validation"] = f"{valid:g} of the training rows" + (
-                ", by cluster" if sub.cluster else ", at random"
-            )
+        groups, how["groups"] = _groups(labels, variants, settings.identity, measure)
+        part = _by_column(labels, groups, settings, rng, how)
     elif kind == "cluster":
-        if labels.cluster:
-            groups, way = np.unique(labels.cluster, return_inverse=True)[1], "the file's cluster column"
-        else:
-            groups, way = cluster(labels.sequences, identity=identity)
-        how |= {"clusters": int(groups.max()) + 1, "way": way, "identity": identity}
-        part = _deal(groups, valid, test, rng, _strata(labels))
-    elif kind in ("mutations", "position"):
-        wild = wild or consensus(labels.sequences)
-        if wild is None:
-            raise TableError(f"a split by {kind} needs variants of one protein.", hint="Give --wild-type.")
-        if kind == "mutations":
-            part = _by_mutations(labels, wild, train_mutations, valid, rng)
-            how["train_mutations"] = train_mutations
-        else:
-            part, left_out = _by_position(labels, wild, position_mode, valid, test)
-            how |= {"mode": position_mode, "left_out": left_out}
+        groups, way = _clusters(labels, settings.identity)
+        how |= {"clusters": int(groups.max()) + 1, "groups": way, "identity": settings.identity}
+        part = deal(groups, settings.valid, settings.test, rng, strata(labels))
     elif kind == "random":
-        part = _deal(np.arange(len(labels)), valid, test, rng, _strata(labels))
+        groups, how["groups"] = _groups(labels, variants, settings.identity, measure)
+        part = deal(np.arange(n), settings.valid, settings.test, rng, strata(labels))
+    elif kind in ("mutations", "position"):
+        if variants is None:
+            raise TableError(
+                f"a split by {kind} needs variants of one protein.",
+                hint="Give the wild type with --wild-type.",
+            )
+        if kind == "mutations":
+            part = _by_mutations(variants.order, settings, rng, how)
+        else:
+            part = _by_position(variants, settings, how)
+            groups = np.where(variants.differs.any(1), variants.differs.argmax(1), -1)
+            how["groups"] = "first mutated position"
     else:
         raise TableError(f"unknown split {kind!r}.")
     how |= {name: int((part == p).sum()) for name, p in (("train", TRAIN), ("valid", VALID), ("test", TEST))}
     _enough(labels, part)
-    one_protein = kind in ("mutations", "position") or len({len(s) for s in labels.sequences}) == 1
-    if measure and not one_protein:
+    warnings = []
+    if how.get("groups") and kind != "position":
+        how["families"] = families(groups, part)
+        for name, count in how["families"].items():
+            if count < FEW_FAMILIES <= how[name]:
+                warnings.append(
+                    f"the {name} part holds {count} famil{'y' if count == 1 else 'ies'} of similar sequences; with "
+                    f"fewer than {FEW_FAMILIES} its figures say little about other proteins."
+                )
+    if measure and variants is None:
         how["leakage"] = leakage(
             labels.sequences, np.flatnonzero(part == TRAIN), np.flatnonzero(part == TEST), seed=seed
         )
@@ -204,11 +158,88 @@ def make_split(
                 f"{over:.0%} of the test sequences have a training sequence of at least {level} % identity "
                 f"({how['leakage'].get('way', '')}): expect worse results on new proteins."
             )
-    elif kind == "random":
+    elif kind == "random" and variants is not None:
         warnings.append(
             "a random split of variants of one protein: test variants have close neighbours in train."
         )
-    return Split(part, how, tuple(warnings))
+    return Split(part, groups, how, tuple(warnings), variants)
+
+
+def _clusters(labels: Labels, identity: float) -> tuple[np.ndarray, str]:
+    if labels.cluster:
+        return np.unique(labels.cluster, return_inverse=True)[1], "the file's cluster column"
+    return cluster(labels.sequences, identity=identity)
+
+
+def _groups(
+    labels: Labels, variants: Variants | None, identity: float, measure: bool
+) -> tuple[np.ndarray, str]:
+    """What belongs together where the split itself does not say: clusters, or each variant alone."""
+    if labels.cluster or (variants is None and measure):
+        return _clusters(labels, identity)
+    return np.arange(len(labels)), "row"
+
+
+def _by_column(
+    labels: Labels, groups: np.ndarray, settings: SplitSettings, rng: np.random.Generator, how: dict[str, Any]
+) -> np.ndarray:
+    assert labels.part is not None
+    part = labels.part.copy()
+    if not (part == TEST).any():
+        part[part == VALID] = TEST
+        how["held_out"] = "the file's validation rows (it has no test rows)"
+    if not (part == VALID).any() and (part == TRAIN).any():
+        rows = np.flatnonzero(part == TRAIN)
+        dealt = deal(groups[rows], settings.valid, 1e-9, rng, strata(labels.take(rows)))
+        part[rows] = np.where(dealt == VALID, VALID, TRAIN)
+        how["validation"] = f"{settings.valid:g} of the training rows, by {how['groups']}"
+    return part
+
+
+def _by_mutations(
+    order: np.ndarray, settings: SplitSettings, rng: np.random.Generator, how: dict[str, Any]
+) -> np.ndarray:
+    limit = settings.train_mutations
+    if limit is None:
+        n = len(order)
+
+        def fits(m: int) -> bool:
+            near = int((order <= m).sum())
+            return near >= max(50, n / 10) and n - near >= max(10, n / 20)
+
+        possible = [m for m in range(1, int(order.max())) if fits(m)]
+        if not possible:
+            raise TableError("no number of mutations leaves enough rows on both sides.")
+        limit = 2 if 2 in possible else possible[0]
+    how["train_mutations"] = limit
+    part = np.where(order <= limit, TRAIN, TEST)
+    near = np.flatnonzero(part == TRAIN)
+    part[rng.permutation(near)[: round(settings.valid * len(near))]] = VALID
+    return part
+
+
+def _by_position(variants: Variants, settings: SplitSettings, how: dict[str, Any]) -> np.ndarray:
+    """Positions that vary are dealt; a variant belongs to the part that holds all its positions, the wild type
+    to train; variants across parts are left out (-1)."""
+    sites = variants.sites
+    count = len(sites)
+    if count < 3:
+        raise TableError(f"{count} varied positions cannot be dealt to three parts.")
+    mode = settings.position_mode or "contiguous"
+    place = np.arange(count)
+    if mode == "contiguous":
+        n_test, n_valid = max(1, round(settings.test * count)), max(1, round(settings.valid * count))
+        part_of = np.select(
+            [place >= count - n_test, place >= count - n_test - n_valid], [TEST, VALID], TRAIN
+        )
+    else:
+        every = max(3, round(1 / max(settings.test, settings.valid)))
+        part_of = np.select([place % every == every - 1, place % every == every // 2], [TEST, VALID], TRAIN)
+    varied = np.array(sites)
+    hit = np.stack([variants.differs[:, varied[part_of == p]].any(1) for p in (TRAIN, VALID, TEST)])
+    part = np.where(hit.sum(0) > 1, -1, np.where(hit.any(0), hit.argmax(0), TRAIN))
+    how |= {"mode": mode, "left_out": int((part == -1).sum())}
+    return part
 
 
 def _enough(labels: Labels, part: np.ndarray) -> None:
@@ -228,8 +259,3 @@ def _enough(labels: Labels, part: np.ndarray) -> None:
         seen = labels.y[train, 0]
         if len(np.unique(seen[~np.isnan(seen)])) < 2:
             raise TableError("the training part has one class only: nothing can be learnt.")
-    elif labels.task != "per_residue":
-        for j, name in enumerate(labels.targets):
-            seen = labels.y[train, j]
-            if len(np.unique(seen[~np.isnan(seen)])) < 2:
-                raise TableError(f"column {name!r} has one value only in the training part.")

@@ -38,9 +38,9 @@ class Prediction(BaseModel):
     """`value`: a number (several targets: a map), a label, a list of labels, or a string of length L.
     `interval`: [low, high] of a regression. `probabilities`: by label, or [L, C] in the order of `labels`.
     `ood`: distance to the training set, higher is further; `ood_percentile` its place among theirs.
-    `nearest`: the nearest training sequence by alignment (id, identity, coverage, label), or as many training examples
-    as were asked for, with their cosine similarity. `homologs`: how many training sequences are relatives, and their
-    effective number."""
+    `nearest`: the training examples nearest to the sequence, by id, never by sequence: the best homolog with its
+    `identity`, `coverage`, `label` and a `text` for people; if K were asked for, the K nearest by embedding with their
+    cosine `similarity`. `homologs`: how many training examples are homologs, and their effective number."""
 
     model_config = ConfigDict(extra="allow")
 

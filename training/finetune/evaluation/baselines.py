@@ -1,13 +1,16 @@
-"""The simple models that every head is shown beside, trained on the same rows and chosen on the same validation.
+"""The models that every head is shown beside and must beat, fitted on the same rows and chosen in the same way.
 
 - `majority`: the training mean, or the commonest class.
-- `composition`: composition and dipeptides with ridge or logistic regression, L2 chosen on validation.
-- `onehot`: one-hot residues with ridge or logistic regression, for tables of one length.
-- `nearest`: the mean label of the k nearest training embeddings by cosine, k in 1, 3, 10 chosen on validation.
+- `composition_dipeptides`: composition and pairs of neighbours with ridge or logistic regression.
+- `onehot`: one-hot residues with ridge or logistic regression, for variants of one protein.
+- `nearest_K`: the mean label of the K nearest training rows, K of 1, 3, 10: by cosine of embeddings, for variants of
+  one protein by the number of differences.
+- `homology_transfer`: the labels of homologs among the training rows (`bioseq.heads.homology`).
+- `zero_shot`: for variants the backbone's masked-marginal score, which saw no label.
 - per residue: the commonest state, and logistic regression on the letters of a window of 15 residues, the
   form of the first neural predictors (Qian & Sejnowski 1988).
 
-They report through the same scores as the head; none of them is tuned beyond what is said here.
+None of them is tuned beyond what is said here.
 """
 
 from __future__ import annotations
@@ -18,11 +21,49 @@ import numpy as np
 import torch
 
 from bioseq.heads import features as blocks
-from bioseq.heads.features import Context
 from training.finetune.metrics import main_score
-from training.finetune.models.linear import fit_linear
+from training.finetune.models.frozen import fit_frozen
+from training.finetune.models.linear import as_probabilities
+from training.finetune.models.rows import Held, Rows
 
 WINDOW = 15
+
+
+def sequence_baselines(task: str, rows: Rows, held: Held, n_out: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Outputs on the test part by baseline, as `training.finetune.metrics` takes them."""
+    trained, context = rows.trained, rows.context
+    out = {"majority": _majority(task, rows.y[trained], len(held.sequences), n_out)}
+    sets: dict[str, tuple[str, ...]] = {"composition_dipeptides": ("composition", "dipeptide")}
+    if context.sites:
+        sets["onehot"] = ("onehot",)
+    for name, chosen in sets.items():
+        fit = fit_frozen(task, rows, n_out, models=("linear",), sets=(chosen,), balance="none", seed=seed)
+        out[name] = fit.outputs(held.matrix(chosen, context, trained))
+    if context.wild_type:
+        space, test = (blocks.compute("onehot", s, context) for s in (rows.sequences, held.sequences))
+    else:
+        space, test = (e.reshape(len(e), -1) for e in (rows.embeddings, held.embeddings))
+    known = np.flatnonzero(~np.isnan(space).any(1))  # rows that were embedded
+    best = (-np.inf, 1)
+    for k in (1, 3, 10):
+        tried = [
+            _neighbours(task, space, rows.y, np.intersect1d(train, known), space[valid], k, n_out)
+            for train, valid in rows.folds
+        ]
+        value = main_score(task, rows.y[rows.out_of_fold], np.concatenate(tried))
+        if value > best[0]:
+            best = (value, k)
+    out[f"nearest_{best[1]}"] = _neighbours(
+        task, space, rows.y, np.intersect1d(trained, known), test, best[1], n_out
+    )
+    if held.homology is not None:
+        block = held.homology(trained)[:, : n_out if task != "regression" else rows.y.shape[1]]
+        out["homology_transfer"] = as_probabilities(task, block.astype(np.float64))
+    if context.odds is not None and task in ("regression", "binary"):
+        score = blocks.compute("masked_marginal", held.sequences, context)
+        out["zero_shot"] = score if task == "regression" else as_probabilities(task, score)
+        out["zero_shot"] = np.tile(out["zero_shot"], (1, rows.y.shape[1]))
+    return out
 
 
 def _majority(task: str, y: np.ndarray, n: int, n_out: int) -> np.ndarray:
@@ -33,10 +74,11 @@ def _majority(task: str, y: np.ndarray, n: int, n_out: int) -> np.ndarray:
 
 
 def _neighbours(
-    task: str, train: np.ndarray, y: np.ndarray, rows: np.ndarray, k: int, n_out: int
+    task: str, space: np.ndarray, y: np.ndarray, train: np.ndarray, rows: np.ndarray, k: int, n_out: int
 ) -> np.ndarray:
-    centre = train.mean(0)
-    a, b = rows - centre, train - centre
+    y, known = y[train], space[train]
+    centre = known.mean(0)
+    a, b = np.nan_to_num(rows - centre), known - centre
     a = a / np.maximum(np.linalg.norm(a, axis=1, keepdims=True), 1e-12)
     b = b / np.maximum(np.linalg.norm(b, axis=1, keepdims=True), 1e-12)
     nearest = np.argpartition(-(a @ b.T), min(k, len(b)) - 1, axis=1)[:, :k]
@@ -47,45 +89,6 @@ def _neighbours(
     seen = ~np.isnan(y[nearest])
     total = np.where(seen, y[nearest], 0).sum(1)
     return np.where(seen.any(1), total / np.maximum(seen.sum(1), 1), mean)
-
-
-def sequence_baselines(
-    task: str,
-    sequences: dict[str, list[str]],
-    embeddings: dict[str, np.ndarray],
-    y: dict[str, np.ndarray],
-    weight: np.ndarray,
-    n_out: int,
-    context: Context | None,
-    embedded: np.ndarray | None = None,
-) -> dict[str, np.ndarray]:
-    """Predictions on `test` by baseline, as `training.finetune.metrics.score` takes them. The dicts have `train`, `valid`
-    and `test`; `context` for tables of one length; `embedded` the training rows that have an embedding."""
-    out = {"majority": _majority(task, y["train"], len(y["test"]), n_out)}
-    sets: dict[str, tuple[str, ...]] = {"composition_dipeptides": ("composition", "dipeptide")}
-    if context is not None and context.sites:
-        sets["onehot"] = ("onehot",)
-    for name, chosen in sets.items():
-        x = {
-            part: np.column_stack([blocks.compute(b, s, context or Context()) for b in chosen])
-            for part, s in sequences.items()
-        }
-        widths = [blocks.width(b, context or Context()) for b in chosen]
-        predict, _, _ = fit_linear(
-            task, x["train"], y["train"], weight, x["valid"], y["valid"], widths, n_out
-        )
-        out[name] = predict(x["test"])
-    near = y["train"] if embedded is None else y["train"][embedded]
-    best = (-np.inf, 1)
-    for k in (1, 3, 10):
-        tried = _neighbours(task, embeddings["train"], near, embeddings["valid"], k, n_out)
-        value = main_score(task, y["valid"], tried)
-        if value > best[0]:
-            best = (value, k)
-    out[f"nearest_{best[1]}"] = _neighbours(
-        task, embeddings["train"], near, embeddings["test"], best[1], n_out
-    )
-    return out
 
 
 def windows_onehot(sequences: Sequence[str], size: int = WINDOW) -> np.ndarray:

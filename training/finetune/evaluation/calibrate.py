@@ -117,16 +117,45 @@ def reliability(truth: np.ndarray, probability: np.ndarray, bins: int = 10) -> R
     return Reliability(predicted.tolist(), observed.tolist(), count[used].tolist(), ece)
 
 
-def calibrate(head: Head, out: np.ndarray, y: np.ndarray, level: float) -> dict[str, Any]:
-    """calibration.json from raw outputs [n, C] and labels of held-back rows ([n, T]; per residue flat [n])."""
+def _scaled_radius(
+    residual: np.ndarray, spread: np.ndarray | None, level: float
+) -> tuple[float, float, float]:
+    """(radius, offset, weight): the half width is radius * (offset + weight * spread).
+
+    Normalised conformal prediction (Papadopoulos et al. 2011): residuals are divided by offset + spread. The offset is
+    the multiple of the mean spread that makes the residuals likeliest (Laplace distribution of that scale); without
+    spread, or where a constant scale is no less likely, the width is constant."""
+    plain = conformal_radius(residual, level)
+    if spread is None or len(residual) < 40 or not spread.any():
+        return plain, 1.0, 0.0
+    mean = float(spread.mean())
+
+    def loss(scale: np.ndarray) -> float:
+        return float(np.log(scale).mean() + math.log(max((residual / scale).mean(), 1e-12)))
+
+    options = {offset: spread + offset * mean for offset in (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)}
+    best = min(options, key=lambda o: loss(options[o]))
+    if not loss(options[best]) < loss(np.ones(len(residual))) - 0.5 / len(residual):
+        return plain, 1.0, 0.0
+    return conformal_radius(residual / options[best], level), best * mean, 1.0
+
+
+def calibrate(
+    head: Head, out: np.ndarray, y: np.ndarray, level: float, spread: np.ndarray | None = None
+) -> dict[str, Any]:
+    """calibration.json from raw outputs [n, C], their members' spread, and labels of held-back rows ([n, T]; per
+    residue flat [n])."""
     if head.task == "regression":
-        radius = []
+        found = []
         for j in range(y.shape[1]):
             keep = ~np.isnan(y[:, j])
-            r = conformal_radius(y[keep, j] - out[keep, j], level)
+            residual = np.abs(y[keep, j] - out[keep, j])
+            r, offset, weight = _scaled_radius(residual, None if spread is None else spread[keep, j], level)
             # too few rows for the level: the widest residual, and the card says what it covers
-            radius.append(r if np.isfinite(r) else float(np.abs(y[keep, j] - out[keep, j]).max()))
-        return {"level": level, "radius": radius}
+            found.append((r if np.isfinite(r) else float(residual.max()), offset, weight))
+        radius, offsets, weights = (list(column) for column in zip(*found))
+        shape = {"spread": {"offset": offsets, "weight": weights}} if any(weights) else {}
+        return {"level": level, "radius": radius, **shape}
     if head.task in ("multiclass", "per_residue"):
         temperature, biases = fit_temperature(out, y.ravel())
         return {"temperature": temperature, "biases": biases}
