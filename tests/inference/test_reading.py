@@ -12,6 +12,7 @@ import bioseq
 from bioseq.backbones.packed.config import ModelConfig
 from bioseq.backbones.packed.encoder import PackedEncoder
 from bioseq.backbones.storage import save_backbone
+from bioseq.cli import main
 from bioseq.errors import ReferenceSetError, SpecError
 from bioseq.homologs.mmseqs import find_mmseqs
 from bioseq.homologs.reference import build_reference
@@ -123,3 +124,19 @@ def test_scores_of_a_reading_backbone_are_not_mixed_with_the_profile_again(place
     own = model.score(queries[0], changes)
     assert own == model.score(queries[0], changes, homologs="none")
     assert own != bioseq.load(place / "bundle", homologs="none").score(queries[0], changes, homologs="none")
+
+
+def test_the_command_line_takes_the_set_or_none(place: Path, queries, tmp_path: Path, capsys) -> None:
+    fasta = tmp_path / "q.fasta"
+    fasta.write_text(f">q\n{queries[0]}\n")
+    found = {}
+    for name in (str(place / "reference"), "none"):
+        out = tmp_path / f"{len(found)}.npz"
+        assert (
+            main(["embed", str(fasta), "--model", str(place / "bundle"), "--homologs", name, "-o", str(out)])
+            == 0
+        )
+        found[name] = np.load(out)["embeddings"]
+        own = bioseq.load(place / "bundle", homologs=name).embed(queries[:1])
+        assert relative_error(found[name], own) <= 1e-5
+    assert relative_error(*found.values()) > 1e-3

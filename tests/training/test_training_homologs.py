@@ -165,6 +165,15 @@ def test_the_same_sources_give_the_same_bytes_and_staged_searches_are_used(
     assert rest and not set(rest) & set(done)
 
 
+def test_searches_on_ray_give_the_same_bytes(
+    sources: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setattr(homologs, "_JOB", 20)
+    wanted = json.loads((folder / "manifest.json").read_text())["hash"]
+    assert prepare(plan(sources), tmp_path / "corpus", progress=False, parallel=True)["hash"] == wanted
+
+
 def test_hidden_residues_do_not_reach_the_search(sources: Path, tmp_path: Path) -> None:
     ids = np.tile(np.arange(4, 24, dtype=np.uint8), 3)
     hidden = np.zeros(len(ids), dtype=np.uint8)
