@@ -188,7 +188,13 @@ def _import(registry: Registry, args: argparse.Namespace) -> None:
         bundle = import_checkpoint(
             args.source, Path(scratch) / "bundle", name=args.name, licence=args.licence, card=card
         )
-        _report(registry.register(bundle))
+        entry = registry.register(bundle)
+    _report(entry)
+    if bundle.manifest.alphabet == "protein" and bundle.manifest.extra.get("lm_head"):
+        _say(
+            "its weight beside homologs is the default, near zero; fit it with: "
+            f"bioseq homologs fit-mixture {entry.ref} --register {args.name}"
+        )
 
 
 def _remove(registry: Registry, ref: str) -> None:

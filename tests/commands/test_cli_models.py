@@ -44,7 +44,8 @@ def test_the_whole_life_of_a_model(checkpoint, tmp_path, capsys):
     out = capsys.readouterr()
     assert out.out == "" and "no models" in out.err
     assert run("import", checkpoint, "esm2-tiny", "--licence", "MIT") == 0
-    assert "registered esm2-tiny@1" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "registered esm2-tiny@1" in said and "homologs fit-mixture esm2-tiny@1" in said
     assert run("alias", "default", "esm2-tiny@1") == 0
     capsys.readouterr()
 
