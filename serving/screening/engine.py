@@ -13,9 +13,11 @@ from bioseq.bundles.manifest import fits
 from bioseq.errors import (
     ArtefactError,
     BioseqError,
+    MissingExtraError,
     NotFoundError,
     OutputError,
     ResourceError,
+    SearchError,
     SequenceError,
     SpecError,
 )
@@ -97,7 +99,7 @@ def isolate(compute: Callable[[list[int]], list[Screened]], places: list[int]) -
     """
     try:
         return dict(zip(places, compute(places), strict=True))
-    except (ArtefactError, OutputError, SpecError, OSError):
+    except (ArtefactError, MissingExtraError, OutputError, SearchError, SpecError, OSError):
         raise
     except Exception as error:
         if len(places) == 1:
@@ -291,7 +293,14 @@ def predictor_factory(spec: ScreenSpec, *, device: str) -> PredictorFactory:
         name = m.name if m.name not in {h.name for h in heads} else f"{m.name}@{m.version}"
         heads.append(
             HeadColumns(
-                name, m.task or "", tuple(m.labels), m.version, m.content_hash, m.units, m.per_residue
+                name,
+                m.task or "",
+                tuple(m.labels),
+                m.version,
+                m.content_hash,
+                m.units,
+                m.per_residue,
+                "homologs/manifest.json" in m.files,
             )
         )
         sources.append(_HeadSource(f"{m.name}@{m.version}", str(head.path.absolute()), m.content_hash))

@@ -176,6 +176,21 @@ def test_columns_are_those_of_the_prediction():
     assert MANY.scores() == ['"two.tm.value"', '"two.kd.value"']
 
 
+def test_the_nearest_training_sequence_has_columns():
+    head = HeadColumns("cls", "multiclass", ("a", "b"), homologs=True)
+    names = [f.name.removeprefix("cls.") for f in head.fields()][-6:]
+    assert names == [
+        "nearest", "nearest_identity", "nearest_coverage", "nearest_label", "homologs", "homologs_effective",
+    ]  # fmt: skip
+    prediction = {"value": "a", "probabilities": {"a": 0.75, "b": 0.25}, "ood": 0.5, "ood_percentile": 0.1}
+    hit = {"id": "P1", "identity": 0.5, "coverage": 1.0, "label": ["x", "y"], "text": "P1: 50 %"}
+    found = head.cells(prediction | {"nearest": [hit], "homologs": {"number": 3, "effective": 1.5}})
+    assert [found[f"cls.{n}"] for n in names] == ["P1", 0.5, 1.0, "x, y", 3.0, 1.5]
+    alone = head.cells(prediction | {"nearest": [], "homologs": {"number": 0, "effective": 0.0}})
+    assert [alone[f"cls.{n}"] for n in names] == [None, None, None, None, 0.0, 0.0]
+    assert head.kinds()["cls.nearest_identity"] == "number" and head.kinds()["cls.nearest"] == "text"
+
+
 def test_an_answer_that_is_not_a_number_is_an_error():
     from bioseq.errors import BioseqError
 

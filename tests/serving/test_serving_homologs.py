@@ -203,3 +203,25 @@ def test_what_waits_is_searched_together_and_each_gets_its_own(settings, referen
         searches.engine.stop()
 
     asyncio.run(go())
+
+
+@pytest.mark.parametrize(
+    "task, value, label",
+    [("multilabel", ["a"], ["a", "b"]), ("multiclass", "a", "b"), ("regression", 1.5, 2.5), ("regression", {"x": 1.0}, {"x": 2.0})],
+)  # fmt: skip
+def test_the_evidence_of_a_prediction_travels_as_arrow(task, value, label):
+    import pyarrow as pa
+
+    from serving.http.tables import prediction_type
+
+    hit = {"id": "P1", "identity": 0.5, "coverage": 1.0, "label": label, "text": "P1: 50 %"}
+    prediction = {
+        "task": task, "value": value, "interval": None, "probabilities": None if task == "regression" else {"a": 0.5},
+        "ood": 0.1, "ood_percentile": 0.2, "head": "h", "version": 1,
+        "nearest": [hit], "homologs": {"number": 3, "effective": 1.5},
+    }  # fmt: skip
+    without = prediction | {"nearest": [], "homologs": {"number": 0, "effective": 0.0}}
+    for first in (prediction, without):  # the first row's evidence does not decide the type
+        rows = pa.array([prediction, without], type=prediction_type(first)).to_pylist()
+        assert {k: rows[0]["nearest"][0][k] for k in hit} == hit and rows[1]["nearest"] == []
+        assert [r["homologs"] for r in rows] == [p["homologs"] for p in (prediction, without)]

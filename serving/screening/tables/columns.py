@@ -2,6 +2,9 @@
 
     id row length status error | HEAD.value HEAD.low HEAD.high HEAD.LABEL... HEAD.ood HEAD.ood_percentile | notes
 
+A head that carries its training rows also has HEAD.nearest (an id), HEAD.nearest_identity, HEAD.nearest_coverage,
+HEAD.nearest_label, HEAD.homologs (how many training sequences are relatives) and HEAD.homologs_effective.
+
 A regression head of several targets has HEAD.TARGET.value, .low and .high for each. A multilabel head's value
 is a list of labels, a per-residue head's a text of length L with the class probabilities, flattened, beside it.
 """
@@ -46,6 +49,7 @@ class HeadColumns:
     hash: str = ""
     units: Any = None
     per_residue: bool = False
+    homologs: bool = False  # whether it names the nearest of its training sequences
 
     @property
     def residues(self) -> bool:
@@ -73,6 +77,9 @@ class HeadColumns:
             value = pa.list_(pa.string()) if self.task == "multilabel" else pa.string()
             cells = [("value", value), *((label, number) for label in self.labels)]
         cells += [("ood", number), ("ood_percentile", number)]
+        if self.homologs:
+            cells += [("nearest", pa.string()), ("nearest_identity", number), ("nearest_coverage", number)]
+            cells += [("nearest_label", pa.string()), ("homologs", number), ("homologs_effective", number)]
         return [pa.field(f"{self.name}.{name}", kind) for name, kind in cells]
 
     def kinds(self) -> dict[str, Kind]:
@@ -122,7 +129,28 @@ class HeadColumns:
                 cells[f"{name}.{label}"] = _float(prediction["probabilities"][label])
         cells[f"{name}.ood"] = _float(prediction["ood"])
         cells[f"{name}.ood_percentile"] = _float(prediction["ood_percentile"])
+        if self.homologs:
+            cells |= {f"{name}.{k}": v for k, v in _evidence(prediction).items()}
         return cells
+
+
+def _evidence(prediction: dict[str, Any]) -> dict[str, Any]:
+    """The nearest training sequence, and how many are relatives."""
+    nearest = next(iter(prediction.get("nearest") or []), {})
+    found = prediction.get("homologs") or {}
+    label = nearest.get("label")
+    if isinstance(label, list):
+        label = ", ".join(label)
+    elif isinstance(label, dict):
+        label = ", ".join(f"{k} {v:g}" for k, v in label.items() if v is not None)
+    return {
+        "nearest": nearest.get("id"),
+        "nearest_identity": _float(nearest.get("identity")),
+        "nearest_coverage": _float(nearest.get("coverage")),
+        "nearest_label": None if label is None else str(label),
+        "homologs": _float(found.get("number")),
+        "homologs_effective": _float(found.get("effective")),
+    }
 
 
 def _finite(values: Sequence[float]) -> None:
