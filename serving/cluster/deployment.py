@@ -95,12 +95,15 @@ class SearchReplica:
         shut_inner_port()
         plain = Settings.from_dict(settings)
         logs.to_file(plain.log_file)
-        self.searches = Searches(plain)
-        # Beside the start, which may have to build the index: until then requests wait in the queue.
+        self.settings, self.searches = plain, Searches(plain)
+        # Beside the start, which may have to build the index: requests wait for it as long as for a full queue.
         self._task = asyncio.create_task(self.searches.start())
 
     async def find(self, ask: Any) -> Any:
-        await asyncio.shield(self._task)
+        try:
+            await asyncio.wait_for(asyncio.shield(self._task), self.settings.max_queue_s)
+        except TimeoutError:
+            return self.searches.preparing()
         return await self.searches.find(ask)
 
     async def status(self) -> dict[str, Any]:

@@ -45,7 +45,8 @@ class Engine:
     """See the module. `max_queue_s` bounds the time from an accepted request's arrival to its answer,
     `max_queued_tokens` what lies in the queue; None for no limit. `lookahead` items are looked at to fill a
     batch. `on_start` runs in each lane before its first batch. `stuck_s`: a batch that runs longer makes
-    `check` fail."""
+    `check` fail. `floor_tokens`: a batch of fewer tokens takes as long as one of so many, so it says nothing of the
+    speed."""
 
     def __init__(
         self,
@@ -57,11 +58,12 @@ class Engine:
         observer: Observer | None = None,
         on_start: Callable[[], None] | None = None,
         stuck_s: float = 600.0,
+        floor_tokens: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.max_queue_s, self.max_queued_tokens, self.lookahead = max_queue_s, max_queued_tokens, lookahead
         self.observer: Observer = observer or Silent()
-        self.lanes = lanes
+        self.lanes, self.floor_tokens = lanes, floor_tokens
         self.stuck_s, self._clock, self._on_start = stuck_s, clock, on_start
         self._heap: list[Item] = []
         self._tickets: set[Ticket] = set()
@@ -333,7 +335,7 @@ class Engine:
             self._active -= 1
             if self._calls:
                 self._wake.notify_all()
-            self._rates.add(runner, tokens, seconds)
+            self._rates.add(runner, max(tokens, self.floor_tokens), seconds)
             for item, outcome in zip(batch, outcomes):
                 ticket = item.ticket
                 ticket.outcomes[item.place] = outcome

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from serving.settings import Settings
 
 BUDGET = 200_000  # residues of one search
+FLOOR = 4_000  # residues below which a search hardly gets shorter
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,7 @@ class Searches:
             lanes=1,
             max_queue_s=settings.max_queue_s,
             max_queued_tokens=settings.max_queued_residues,
+            floor_tokens=FLOOR,
             observer=observer,
         )
 
@@ -140,6 +142,15 @@ class Searches:
     async def status(self) -> dict[str, Any]:
         """`tokens_per_second` are residues."""
         return self.engine.status()
+
+    @staticmethod
+    def preparing() -> SearchReply:
+        """The reply while the index is being built."""
+        error = ServiceError(
+            "the reference set is being prepared for searches; this happens once on each machine.",
+            status=503, code="homologs.preparing", retry_after=10, hint="Ask again soon, or with homologs 'none'.",
+        )  # fmt: skip
+        return SearchReply(Fault.of(error))
 
     async def find(self, ask: SearchAsk) -> SearchReply:
         """Never raises but when cancelled."""

@@ -435,3 +435,27 @@ def test_what_is_shed_leaves_nothing_in_the_count_of_queued_tokens():
         assert engine.status()["queued_tokens"] == 0
 
     go(scenario, max_queue_s=10.0, clock=lambda: now[0], stuck_s=1e9)
+
+
+def test_small_batches_of_a_runner_with_a_fixed_cost_do_not_make_it_look_slow():
+    """Twenty that come after a lone one are not refused for the time that the lone one took."""
+    fake, now = Fake(10_000), [0.0]
+
+    async def scenario(engine):
+        fake.gate.clear()
+        lone = asyncio.create_task(engine.submit(fake, [Job(0, 100)]))
+        await entered(fake)
+        now[0] = 1.0
+        fake.gate.set()
+        await lone
+        fake.gate.clear()
+        tasks = [asyncio.create_task(engine.submit(fake, [Job(i, 100)])) for i in range(1, 21)]
+        await asyncio.sleep(0.1)
+        fake.gate.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    refused = go(scenario, max_queue_s=10.0, clock=lambda: now[0])
+    assert any(isinstance(r, Overloaded) for r in refused)
+    assert go(scenario, max_queue_s=10.0, clock=lambda: now[0], floor_tokens=4000) == [
+        [i * 10] for i in range(1, 21)
+    ]

@@ -136,7 +136,7 @@ class HeadColumns:
 
 def _evidence(prediction: dict[str, Any]) -> dict[str, Any]:
     """The nearest training sequence, and how many are relatives."""
-    nearest = next(iter(prediction.get("nearest") or []), {})
+    nearest: dict[str, Any] = next(iter(prediction.get("nearest") or []), {})
     found = prediction.get("homologs") or {}
     label = nearest.get("label")
     if isinstance(label, list):
