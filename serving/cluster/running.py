@@ -13,9 +13,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from bioseq.errors import ResourceError, ServiceError
 from serving.cluster.lone_ray import settle
@@ -210,6 +210,39 @@ def drain(ray: Any, seconds: float) -> None:
         print(f"bioseq serve: stopping without waiting ({type(error).__name__})", file=sys.stderr)
 
 
+def _raylet_lives() -> bool:
+    """Whether the Ray that this process started still runs. A signal to the whole process group, which is what systemd
+    sends, ends it together with us."""
+    import psutil
+
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if child.name().startswith("raylet") and child.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
+
+
+def _abandon() -> NoReturn:
+    """End without Ray, whose calls would wait for it in vain, and leave no process behind."""
+    import psutil
+
+    print("bioseq serve: Ray was stopped as well; ending without waiting", file=sys.stderr, flush=True)
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            child.kill()
+    os._exit(0)
+
+
+def _while_ray_lives(function: Callable[[], None], own: bool) -> None:
+    """Run `function`, which calls Ray; end the process if its own Ray dies meanwhile."""
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+        if own and not _raylet_lives():
+            _abandon()
+
+
 def run(
     settings: Settings,
     *,
@@ -258,14 +291,18 @@ def run(
             while not stop.wait(0.5):
                 pass
             print("bioseq serve: stopping", file=sys.stderr, flush=True)
-            drain(ray, settings.drain_s)
+            _while_ray_lives(lambda: drain(ray, settings.drain_s), address is None)
         finally:
-            if address is None:
-                serve.shutdown()
-            else:
-                serve.delete(APP)
-            with contextlib.suppress(Exception):
-                ray.kill(open_board())
+
+            def end() -> None:
+                if address is None:
+                    serve.shutdown()
+                else:
+                    serve.delete(APP)
+                with contextlib.suppress(Exception):
+                    ray.kill(open_board())
+
+            _while_ray_lives(end, address is None)
             for number, handler in before.items():
                 signal.signal(number, handler)
     return 0

@@ -295,3 +295,20 @@ def test_no_sequence_on_disk(service):
         content = file.read_bytes()
         for secret in (CANARY, SEQS[0], SEQS[1]):
             assert secret.encode() not in content, file
+
+
+def test_a_signal_to_the_whole_process_group_stops_it_too(home):
+    """As systemd sends it: Ray gets it as well, and must not be waited for."""
+    made = Service(home, tempfile.mkdtemp(prefix="r", dir="/tmp"))
+    try:
+        made.wait()
+        os.killpg(made.process.pid, signal.SIGTERM)
+        assert made.process.wait(30) == 0
+        until = time.monotonic() + 30
+        while made.family() and time.monotonic() < until:
+            time.sleep(0.3)
+        assert not made.family()
+    finally:
+        for process in made.family():
+            process.kill()
+        made.log.close()
