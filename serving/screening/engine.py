@@ -238,9 +238,8 @@ class PredictorEngine:
 
         for head in self.predictor.heads.values():
             if head.context.wild_type:
-                for block in head.blocks:
-                    if block != "embedding":
-                        features.compute(block, [clean(sequence)], head.context)
+                for block in set(head.blocks) & set(features.SITE_BLOCKS):
+                    features.compute(block, [clean(sequence)], head.context)
 
     def _result(self, sequence: str, result: Any) -> Screened:
         cells: dict[str, Any] = {}
