@@ -12,6 +12,8 @@ import hashlib
 import io
 import sqlite3
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -62,8 +64,8 @@ class SearchCache:
                 with db:
                     db.execute("UPDATE hits SET used = ? WHERE key = ?", (time.time(), key))
             return _unpack(row[0], query)
-        except (sqlite3.Error, OSError, ValueError, KeyError):
-            return None
+        except (sqlite3.Error, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            return None  # the search is made again, and its answer takes the place of a damaged one
 
     def put(self, reference: ReferenceSet, settings: SearchSettings, hits: Sequence[Hits]) -> None:
         """Keep these answers, and drop the oldest ones over the limit."""

@@ -15,7 +15,7 @@ from bioseq.homologs.cache import SearchCache
 from bioseq.homologs.hits import Hits
 from bioseq.homologs.profile import Profile, profile
 from bioseq.homologs.reference import ReferenceSet, open_reference
-from bioseq.homologs.search import search
+from bioseq.homologs.search import CHUNK, clean, search
 from bioseq.homologs.settings import SearchSettings
 from bioseq.sequences.fasta import Record
 
@@ -61,7 +61,16 @@ class Homologs:
     def profiles(
         self, sequences: Iterable[str | Record], *, progress: Callable[[int, int], None] | None = None
     ) -> list[Profile]:
-        return [profile(hits) for hits in self.search(sequences, progress=progress)]
+        texts = [clean(s, i) for i, s in enumerate(sequences)]
+        out: list[Profile] = []
+        for start in range(0, len(texts), CHUNK):  # alignments are large; only those of one part are held
+
+            def tell(done: int, _: int, start: int = start) -> None:
+                if progress is not None:
+                    progress(start + done, len(texts))
+
+            out += [profile(hits) for hits in self.search(texts[start : start + CHUNK], progress=tell)]
+        return out
 
     def profile(self, sequence: str | Record) -> Profile:
         return self.profiles([sequence])[0]

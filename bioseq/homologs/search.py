@@ -23,7 +23,10 @@ from bioseq.sequences.alphabet import protein
 from bioseq.sequences.fasta import Record
 
 CHUNK = 2000  # queries of one call of MMseqs2
-_PROFILE_E = 1e-2  # largest E-value of a hit that goes into the next round's profile
+_PROFILE_E = (
+    1e-3  # largest E-value of a hit that goes into the next round's profile: MMseqs2's own limit there
+)
+_MOST_CANDIDATES = 20_000
 
 
 def clean(sequence: str | Record, index: int | None = None) -> str:
@@ -101,7 +104,12 @@ def _search_chunk(
     timeout: float | None,
     *,
     places: bool = False,
+    candidates: int | None = None,
 ) -> list[Hits]:
+    """One part of the queries. Where near copies that are left out take half of a query's `candidates`, it is
+    searched again with four times as many: else they would hide the homologs behind them."""
+    candidates = candidates or settings.max_hits
+    crowded = np.zeros(len(queries), dtype=bool)
     codes = [encode(q) for q in queries]
     with scratch_folder() as folder:
         (folder / "q.fasta").write_text("".join(f">{i}\n{q}\n" for i, q in enumerate(queries)))
@@ -113,7 +121,7 @@ def _search_chunk(
             run_mmseqs(
                 ["search", source, database.target, result.name, f"t{turn}", "-a", "-s", settings.sensitivity]
                 + ["-e", settings.e_value if last else min(_PROFILE_E, settings.e_value)]
-                + ["--max-seqs", settings.max_hits]
+                + ["--max-seqs", candidates]
                 + (["--db-load-mode", "2"] if database.indexed else []),
                 folder=folder,
                 threads=threads,
@@ -121,6 +129,11 @@ def _search_chunk(
             )
             rows = read_rows(result, codes, database)
             keep = _allowed(rows, settings)
+            if settings.exclude_above_identity is not None:
+                copies = rows.identity > settings.exclude_above_identity
+                found = np.bincount(rows.owner, minlength=len(queries))
+                out = np.bincount(rows.owner[copies], minlength=len(queries))
+                crowded |= (found >= candidates) & (2 * out >= candidates)
             if not last:
                 kept = folder / f"k{turn}"
                 write_rows(kept, rows, keep, len(queries), result)
@@ -132,7 +145,21 @@ def _search_chunk(
                     timeout=timeout,
                 )
                 source = f"p{turn}"
-        return to_hits(rows, queries, keep, database, settings.max_hits, places=places)
+        answers = to_hits(rows, queries, keep, database, settings.max_hits, places=places)
+    if crowded.any() and candidates < _MOST_CANDIDATES:
+        again = np.flatnonzero(crowded).tolist()
+        wider = _search_chunk(
+            [queries[i] for i in again],
+            database,
+            settings,
+            threads,
+            timeout,
+            places=places,
+            candidates=4 * candidates,
+        )
+        for i, hits in zip(again, wider, strict=True):
+            answers[i] = hits
+    return answers
 
 
 def _allowed(rows: Rows, settings: SearchSettings) -> np.ndarray:

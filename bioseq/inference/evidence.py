@@ -7,12 +7,12 @@ Concept: three experts give each standard residue a probability at a position.
     matrix   BLOSUM62, from the wild-type residue of the position; for variants only, as a masked residue has none
 
     masked residues   p = (1 - w) profile + w model,   w = alone / (1 + n / half)
-    variants          log q = (1 - t) log p + t log matrix
+    variants          log q = (1 - t) log p + t log matrix, less the logarithm of its sum
 
 n is the effective number of homologs in the column, `alone` the model's weight where there are none, and `half` the
 effective number at which that weight is halved. They belong to a backbone, as does t: all three are fitted once, by
-likelihood, on proteins whose clusters are held out of the reference set (masked residues for w, residues of one
-relative for t), never on an assay, and are stored in the bundle's `mixture.json`. A backbone that knows little gets
+likelihood (masked residues for w, residues of one relative for t), never on an assay, and are stored in the bundle's
+`mixture.json`. `fitting` says on which proteins. A backbone that knows little gets
 `half` near zero: a few homologs silence it. Tokens that are not standard residues keep the model's probability.
 """
 
@@ -78,6 +78,17 @@ class Found:
     source: str
 
 
+def check_same(profile: Profile, letters: str) -> None:
+    """Raise `SpecError` for the profile of another sequence; X, a hidden residue, agrees with any."""
+    if len(profile) != len(letters):
+        what = f"the profile has {len(profile)} columns, and the sequence {len(letters)} residues"
+    elif any(a != b and "X" not in (a, b) for a, b in zip(profile.query, letters)):
+        what = "the profile is that of another sequence"
+    else:
+        return
+    raise SpecError(f"{what}.", field="homologs", hint="Give the profile of this sequence.")
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """The homologs of one sequence, found in `source`, and how far they are trusted beside a backbone."""
@@ -101,8 +112,7 @@ class Evidence:
         self, log_p: np.ndarray, places: np.ndarray, alphabet: Alphabet, wild_type: np.ndarray | None = None
     ) -> np.ndarray:
         """Log-probabilities float64 [rows, V] of the model at the residues `places` [rows], mixed with what the
-        homologs say there. With `wild_type`, token ids [L], the matrix has its share, and a row need not sum to
-        one: differences within a row are what counts."""
+        homologs say there. With `wild_type`, token ids [L], the matrix has its share."""
         standard = alphabet.standard_ids
         p = np.exp(log_p[:, standard])
         mass = p.sum(axis=1, keepdims=True)
@@ -115,6 +125,8 @@ class Evidence:
             old = letter[wild_type[places]]
             t = np.where(old >= 0, self.mixture.matrix, 0.0)[:, None]
             mixed = (1.0 - t) * mixed + t * np.log(conditional())[old]
+            # rows of different contexts are compared by pseudo-log-likelihoods
+            mixed -= np.log(np.exp(mixed).sum(axis=1, keepdims=True))
         out = log_p.copy()
         out[:, standard] = mixed + np.log(mass)
         return out

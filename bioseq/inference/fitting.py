@@ -1,7 +1,10 @@
 """How far a backbone is trusted beside homologs: its `Mixture`, fitted by likelihood.
 
 The proteins are in `bioseq/sample/relatives.fasta`: representatives of clusters of Swiss-Prot, most of them with the
-aligned residues of one relative. 15 % of the residues of each are masked, for the model and for the search. `alone`
+aligned residues of one relative. They are among the clusters to which the profile's strengths were fitted, and they
+stand in the training file of the shipped backbone and in the shipped reference set: the perplexities here compare the
+two experts and are not those of new proteins (see docs/homologs.md and the card's own protocol for these). A reference
+set of yours that holds the relatives themselves makes the matrix's share too small. 15 % of the residues of each are masked, for the model and for the search. `alone`
 and `half` are those under which the masked residues are likeliest; t is the share of the matrix in the log-linear
 pool under which the relative's residues at the same places are likeliest. Hits above 95 % identity are left out, so
 that a reference set which holds the proteins themselves gives the same answer.
@@ -159,9 +162,11 @@ def card_section(mixture: Mixture) -> str:
     return f"""
 {HEADING}
 
-Weights beside homologs, fitted by likelihood on {found["proteins"]} proteins whose clusters are held out
-({found["residues"]:,} masked residues, hidden from the search too; {found["without_homologs"]:.0%} of them in columns
-without homologs): alone {mixture.alone:.2f}, half {mixture.half:.3g}, matrix {mixture.matrix:.2f}. See docs/variants.md.
+Weights beside homologs, fitted by likelihood on {found["proteins"]} development proteins ({found["residues"]:,} masked
+residues, hidden from the search too; {found["without_homologs"]:.0%} of them in columns without homologs): alone
+{mixture.alone:.2f}, half {mixture.half:.3g}, matrix {mixture.matrix:.2f}. The profile's strengths were fitted to the same
+clusters, and the proteins stand in Swiss-Prot, so these perplexities compare the experts; docs/homologs.md has those of
+new proteins.
 
 | masked residues predicted from | perplexity |
 |---|---|

@@ -8,15 +8,17 @@ from pathlib import Path
 from bioseq.errors import SpecError
 from bioseq.homologs.alignment import read_alignment
 from bioseq.homologs.door import Homologs
-from bioseq.homologs.profile import profile
+from bioseq.homologs.profile import Profile, profile
 from bioseq.homologs.reference import ReferenceSet
+from bioseq.homologs.search import clean
 from bioseq.homologs.settings import SearchSettings
-from bioseq.inference.evidence import Found
+from bioseq.homologs.transfer import without
+from bioseq.inference.evidence import Found, check_same
 from bioseq.inference.variants import Model
 from bioseq.sequences.fasta import Record
 
 NEAR_COPIES = 0.95
-HomologsOption = str | Path | ReferenceSet | Found
+HomologsOption = str | Path | ReferenceSet | Profile | Found
 
 
 def find_homologs(
@@ -31,30 +33,35 @@ def find_homologs(
 ) -> list[Found] | None:
     """The homologs of each sequence, or None where none are asked for.
 
-    `homologs` is none, default, a reference set (its folder), those of one sequence, or auto: then it is `auto`,
-    and none for another alphabet than that of proteins, or for a model that reads homologs itself. `alignment` is a file of the homologs of one sequence.
-    For `variants` hits above 95 % identity are left out: they only tell the wild type again, and a score must not
-    depend on whether the protein itself is in the reference set.
+    `homologs` is none, default, a reference set (its folder), the profile of one sequence, or auto: then it is
+    `auto`, and none for another alphabet than that of proteins, or for a model that reads homologs itself.
+    `alignment` is a file of the homologs of one sequence. For `variants` hits above 95 % identity are left out, of
+    a search and of an alignment: they only tell the wild type again, and a score must not depend on whether the
+    protein itself is among its homologs. A ready profile is taken as it is.
     Raises `SpecError`, and what a search or the reading of an alignment raises.
     """
+    proteins = model.alphabet.name == "protein"
+    if not proteins and (alignment is not None or str(homologs) not in ("auto", "none")):
+        raise SpecError(
+            f"{model.name} reads {model.alphabet.name}; homologs are searched for proteins.", field="homologs"
+        )
     if alignment is not None:
         if homologs != "auto":
             raise SpecError("give either homologs or an alignment.", field="alignment")
         hits = read_alignment(alignment, _only(sequences))
+        if variants:
+            hits = without(hits, None, above_identity=NEAR_COPIES)
         return [Found(profile(hits), Path(alignment).name)]
+    if isinstance(homologs, Profile):
+        homologs = Found(homologs, "the given profile")
     if isinstance(homologs, Found):
-        _only(sequences)
+        check_same(homologs.profile, clean(_only(sequences)))
         return [homologs]
-    proteins = model.alphabet.name == "protein"
     if homologs == "auto":
         # a backbone that reads homologs has them in its own probabilities
         homologs = auto if proteins and getattr(model, "reader", None) is None else "none"
     if homologs == "none":
         return None
-    if not proteins:
-        raise SpecError(
-            f"{model.name} reads {model.alphabet.name}; homologs are searched for proteins.", field="homologs"
-        )
     settings = SearchSettings(exclude_above_identity=NEAR_COPIES if variants else None)
     room = Homologs(homologs, settings=settings, threads=threads)
     return [Found(found, room.reference.name) for found in room.profiles(sequences)]

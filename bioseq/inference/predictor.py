@@ -318,7 +318,9 @@ class Predictor:
             raise BioseqError(f"{self.name} has no language-model head: it can embed only.")
         seqs = seqs if isinstance(seqs, str) else list(seqs)
         queries = self._queries(seqs, logits="all", long_sequences=long_sequences)
-        found = find_homologs(self, seqs, homologs, alignment, auto="none")
+        # what the model reads: a truncated sequence has the homologs of what was kept
+        kept = [self.alphabet.decode(q.ids) for q in queries]
+        found = find_homologs(self, kept, homologs, alignment, auto="none")
         logits: list[np.ndarray] = [r.logits for r in self._run(queries, "logits", progress)]  # type: ignore[misc]
         if found is None:
             return logits

@@ -8,7 +8,6 @@ from pathlib import Path
 from bioseq.bundles.manifest import Extra
 from bioseq.errors import ReferenceSetError, SpecError
 from bioseq.homologs.door import Homologs
-from bioseq.homologs.profile import profile
 from bioseq.homologs.reading import READING, evidence
 from bioseq.homologs.reference import ReferenceSet, open_reference
 from bioseq.inference.query import Query
@@ -27,8 +26,8 @@ class HomologReader:
         """Fill in `evidence` and `homologs` of the queries that have none yet."""
         waiting = [q for q in queries if q.evidence is None]
         texts = [alphabet.decode(q.ids).replace("<mask>", "X") for q in waiting]
-        for query, hits in zip(waiting, self._door.search(texts), strict=True):
-            query.evidence, query.homologs = evidence(profile(hits)), len(hits)
+        for query, found in zip(waiting, self._door.profiles(texts), strict=True):
+            query.evidence, query.homologs = evidence(found), found.n_homologs
 
 
 def reader_of(

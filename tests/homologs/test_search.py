@@ -184,3 +184,35 @@ def test_a_timeout_ends_the_program_and_its_children(tmp_path: Path, monkeypatch
     child = (tmp_path / "child").read_text().strip()
     state = Path(f"/proc/{child}/stat")
     assert not state.exists() or state.read_text().split(")")[1].split()[0] == "Z"
+
+
+def test_many_near_copies_do_not_hide_the_homologs(families: list[Record], tmp_path: Path) -> None:
+    founder = families[0].sequence
+    copies = [Record(f"copy{i}", founder[:i] + "A" + founder[i + 1 :], "") for i in range(60)]
+    draw = random.Random(5)
+    far = [
+        Record(f"far{i}", "".join(a if draw.random() < 0.55 else "A" for a in founder), "") for i in range(5)
+    ]
+    crowded = build_reference([*copies, *far], tmp_path / "crowded")
+    settings = SearchSettings(max_hits=40, exclude_above_identity=0.95)
+    other = families[1].sequence
+    hits, _ = search([founder, other], crowded, settings, quiet=True)
+    assert set(hits.ids) == {r.id for r in far}
+    (alone,) = search([founder], crowded, settings, quiet=True, threads=1)
+    assert alone.ids == hits.ids and (alone.bits == hits.bits).all()
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", "cut", "flip"])
+def test_a_damaged_entry_of_the_cache_is_made_again(
+    reference: ReferenceSet, queries: list[str], tmp_path: Path, damage: bytes | str
+) -> None:
+    cache = SearchCache(tmp_path / "cache.sqlite")
+    (whole,) = search(queries[:1], reference, cache=cache, quiet=True)
+    with cache._open() as db, db:
+        (data,) = db.execute("SELECT data FROM hits").fetchone()
+        half = len(data) // 2
+        changed = {"cut": data[:half], "flip": data[:half] + bytes([data[half] ^ 255]) + data[half + 1 :]}
+        db.execute("UPDATE hits SET data = ?", (changed.get(damage, damage),))
+    assert cache.get(reference, SearchSettings(), queries[0]) is None
+    (again,) = search(queries[:1], reference, cache=cache, quiet=True)
+    assert again.ids == whole.ids and cache.get(reference, SearchSettings(), queries[0]) is not None

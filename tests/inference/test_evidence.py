@@ -49,7 +49,7 @@ def profile(length: int = len(WILD), number: int = 5, seed: int = 0) -> Found:
     depth = rng.uniform(0.5, 9, length) if number else np.zeros(length)
     p = rng.dirichlet(np.ones(20), length)
     counts = p * depth[:, None]
-    return Found(Profile("A" * length, np.log(p), counts, depth, number, 3.2), "test")
+    return Found(Profile(WILD[:length], np.log(p), counts, depth, number, 3.2), "test")
 
 
 def by_hand(toy: Toy, homologs: Found, text: str) -> float:
@@ -206,3 +206,12 @@ def test_the_proteins_of_the_fit_are_what_they_say():
     same = np.concatenate([(t.relative == t.truth)[t.relative >= 0] for t in tasks]).mean()
     assert 0.5 < same < 0.8  # relatives, neither copies nor strangers
     assert all(t.masked.count("<mask>") == len(t.places) for t in tasks)
+
+
+def test_rows_of_different_contexts_are_on_one_scale() -> None:
+    log_p = np.log(np.random.default_rng(0).dirichlet(np.ones(len(ALPHABET)), len(WILD)))
+    ids = ALPHABET.encode(WILD).ids
+    mixed = Evidence.of(profile(), Mixture(0.7, 3.0, 0.5), len(WILD)).mix(
+        log_p, np.arange(len(WILD)), ALPHABET, ids
+    )
+    np.testing.assert_allclose(np.exp(mixed).sum(1), 1.0, atol=1e-9)

@@ -196,3 +196,35 @@ def test_a_fitted_mixture_is_stored_with_the_backbone(bundle, reference, tmp_pat
     assert load(tmp_path / "again", threads=1).mixture.half == 1.0
     notes = score_variants(model, "MKTAYIAKQRQ", ["T3S"], homologs=reference).notes
     assert not any("not fitted" in note for note in notes)
+
+
+def test_a_copy_of_the_wild_type_in_an_alignment_changes_nothing(model, queries, tmp_path):
+    wild = queries[0].sequence
+    rows = [f">query\n{wild}\n"]
+    for step in (3, 4, 5):
+        rows.append(f">far{step}\n{''.join('A' if i % step == 0 else a for i, a in enumerate(wild))}\n")
+    plain, copied = tmp_path / "plain.a3m", tmp_path / "copied.a3m"
+    plain.write_text("".join(rows))
+    copied.write_text("".join([*rows, f">copy\n{wild}\n"]))
+    texts = [one_change(queries[0], place) for place in (5, 20, 31)]
+    without_copy = model.score(wild, texts, alignment=plain)
+    assert model.score(wild, texts, alignment=copied) == without_copy
+    assert model.score(wild, texts, homologs="none") != without_copy
+
+
+def test_the_profile_of_another_sequence_is_refused(model, queries, reference):
+    import bioseq
+
+    wild = queries[0].sequence
+    profile = bioseq.homologs(reference, quiet=True).profile(wild)
+    assert model.score(wild, [one_change(queries[0])], homologs=profile)
+    other = wild[::-1]
+    with pytest.raises(SpecError, match="another sequence"):
+        model.score(other, [f"{other[3]}4{'W' if other[3] != 'W' else 'A'}"], homologs=profile)
+
+
+def test_a_truncated_sequence_has_the_homologs_of_what_was_kept(model, queries, reference):
+    long = queries[0].sequence * 20
+    assert len(long) > model.max_residues
+    (logits,) = model.logits([long], homologs=reference, long_sequences="truncate")
+    assert len(logits) == model.max_residues
