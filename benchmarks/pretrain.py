@@ -1,6 +1,10 @@
 """Pretraining throughput: the bare loop, the loop under Ray Train, and the transformers Trainer, in one run.
 
+    python benchmarks/pretrain.py --against DIR [--recipe protein_8m]
     python benchmarks/pretrain.py [--recipe protein_8m] [--steps 120] [--rounds 2] [--dtype float32] [--gpu]
+
+With --against, the bare loop of this checkout and that of DIR, another checkout, in turns and in processes of their
+own, by processor time: a machine that others use as well gives such figures reliably, and no others.
 
 Every side trains the same shape on the same proteins (whole, up to 1,022 residues), at the same dtype and
 threads, from random weights, with AdamW. Tokens are useful ones: residues and the two special tokens, never
@@ -135,6 +139,56 @@ def trainer_run(spec: Any, sequences: list[str], steps: int, grouped: bool, gpu:
     return Run(sum(useful[skip:steps]), stamps[-1] - stamps[skip - 1], *fallen(losses, "Trainer"))
 
 
+def flags() -> list[str]:
+    """Of the processor, those that matter to matrix products."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    known = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
+    return [flag for flag in known if f" {flag}" in text]
+
+
+def matrix_rate(dtype: str) -> float:
+    """GFLOP by second of processor time of a square matrix product, the best of several."""
+    a = torch.randn(1024, 1024, dtype=getattr(torch, dtype))
+    seconds = []
+    for _ in range(10):
+        began = time.process_time()
+        a @ a
+        seconds.append(time.process_time() - began)
+    return round(2e-9 * len(a) ** 3 / min(seconds), 1)
+
+
+_CHILD = """
+import sys, time, types
+from bioseq.specs.pretrain import PretrainSpec
+from training.pretrain import loop
+from training.pretrain.run import run
+# The loop's seconds become those of the processor.
+loop.time = types.SimpleNamespace(monotonic=time.process_time, time=time.time)
+run(PretrainSpec.load(sys.argv[1]), progress=False)
+"""
+
+
+def against(spec: Any, folder: Path, checkouts: dict[str, Path], rounds: int) -> dict[str, list[float]]:
+    """Tokens by second of processor time of each checkout's loop, by round, without its first quarter of steps."""
+    import os
+    import subprocess
+
+    rates: dict[str, list[float]] = {name: [] for name in checkouts}
+    for turn in range(rounds):
+        for name, path in checkouts.items():
+            output = folder / f"{name}-{turn}"
+            file = folder / f"{name}-{turn}.json"
+            file.write_text(spec.override({"engine": "local", "output": str(output)}).to_json())
+            environment = {**os.environ, "PYTHONPATH": str(path)}
+            subprocess.run([sys.executable, "-c", _CHILD, str(file)], cwd=path, env=environment, check=True)
+            rows = [r for r in read_metrics(output) if r["kind"] == "train"][spec.steps // 4 :]
+            fallen([r["loss"] for r in read_metrics(output) if r["kind"] == "train"], name)
+            seconds = sum(r["seconds"] for r in rows)
+            rates[name].append(round(sum(r["seconds"] * r["tokens_per_s"] for r in rows) / seconds, 1))
+            print(name, rates[name][-1], file=sys.stderr, flush=True)
+    return rates
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -148,6 +202,9 @@ def main() -> None:
     parser.add_argument("--proteins", type=int, default=300)
     parser.add_argument("--fasta")
     parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--against", type=Path, help="another checkout, to be timed in turns with this one")
+    parser.add_argument("--crop", type=int, default=1022)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override the spec")
     parser.add_argument("--skip", default="", help="sides to leave out: ray,trainer")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -166,7 +223,7 @@ def main() -> None:
         prepare(Prepare(sources=(str(folder / "a.txt"),)), folder / "corpus", progress=False)
         spec = recipe(args.recipe).override(
             {
-                "corpus": str(folder / "corpus"), "steps": args.steps, "crop": 1022, "sampling": "uniform",
+                "corpus": str(folder / "corpus"), "steps": args.steps, "crop": args.crop, "sampling": "uniform",
                 "tokens_per_step": args.tokens, "micro_tokens": args.tokens, "precision": args.dtype,
                 "schedule.kind": "constant", "schedule.decay": 0, "schedule.warmup": 2, "eval.every": 0,
                 "masking.rate": 0.15, "masking.mask": 0.8, "masking.random": 0.1, "optimiser.lr": 1e-3,
@@ -175,6 +232,27 @@ def main() -> None:
                 "model.init": "esm2",
             }
         )  # fmt: skip
+        spec = spec.override(dict(s.split("=", 1) for s in args.set))
+        if args.against is not None:
+            checkouts = {"this": Path(__file__).resolve().parents[1], "against": args.against.resolve()}
+            rates = against(spec, folder, checkouts, args.rounds)
+            middle = {name: float(np.median(each)) for name, each in rates.items()}
+            path = write_result(
+                "pretrain-cpu-loop",
+                {
+                    "what": f"training tokens by second of processor time, {args.recipe}, {args.dtype}, "
+                    f"{args.threads} thread(s); this checkout and another, in turns",
+                    "settings": {**vars(args), "against": None},
+                    "tokens_per_cpu_s_by_round": rates,
+                    "median": middle,
+                    "ratio": round(middle["this"] / middle["against"], 3),
+                    "matrix_gflop_by_cpu_s": matrix_rate(args.dtype),
+                    "host": {**host("cpu"), "flags": flags()},
+                    "versions": versions(),
+                },
+            )
+            print(path)
+            return
         for turn in range(args.rounds):
             for side, title in (("local", "loop, bare"), ("ray", "loop, under Ray Train")):
                 if side in args.skip:

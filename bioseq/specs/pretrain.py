@@ -210,6 +210,13 @@ class PretrainSpec(Spec):
         ):
             _at_least(self, name, 1)
         _at_least(self, "seed", 0)
+        if self.compile and not self.workers.gpus:
+            raise SpecError(
+                "torch.compile needs minutes on a CPU before the first step and gains nothing there, as attention "
+                "runs sequence by sequence.",
+                field="compile",
+                hint="Set compile=false, or workers.gpus=true.",
+            )
         if self.checkpoint_minutes < 0:
             raise SpecError(f"{self.checkpoint_minutes} is below 0.", field="checkpoint_minutes")
         if self.crop > self.model.max_residues:

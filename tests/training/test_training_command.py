@@ -123,6 +123,7 @@ def test_precedence_is_recipe_config_set_option(tmp_path):
         ("workers.min_count=4", "workers.min_count: 4 is over workers.count 1"),
         ("steps=many", "steps: int is needed"),
         ("masking.rate=1.5", "masking.rate: 1.5 is not between"),
+        ("compile=true", "compile: torch.compile needs minutes on a CPU"),
         ("nonsense", "--set: 'nonsense' is not of the form"),
     ],
 )

@@ -148,15 +148,16 @@ def _sums(
             places = np.concatenate([items[i].places + 1 + batch.cu_seqlens[n] for n, i in enumerate(group)])
             targets = torch.from_numpy(np.concatenate([items[i].targets for i in group])).to(device)
             rows = _evidence([items[i].codes for i in group], batch.cu_seqlens, device)
+            wanted = torch.from_numpy(places).to(device)
             with cast:
                 hidden = encoder(
                     torch.from_numpy(batch.tokens).to(device),
                     torch.from_numpy(batch.cu_seqlens).to(device),
                     batch.max_seqlen,
                     evidence_TE=rows,
+                    rows_K=wanted,
                 )
-                wanted = torch.from_numpy(places).to(device)
-                logits = encoder.logits(hidden[wanted], None if rows is None else rows[wanted])
+                logits = encoder.logits(hidden, None if rows is None else rows[wanted])
             if own is not None:
                 total += F.cross_entropy(logits.float(), targets, reduction="sum").item()
                 count += len(targets)

@@ -208,8 +208,9 @@ class _Window:
 
     def row(self, encoder: PackedEncoder, peak: float, spec: PretrainSpec) -> dict[str, Any]:
         c = encoder.config
-        # Forward once, backward twice; the LM head at the chosen residues only.
-        dense = c.flops_per_token(self.length / max(self.tokens, 1))
+        # Forward once, backward twice; the end of the last layer and the LM head at the chosen residues only.
+        spared = 2.0 * (c.d_model**2 + 2 * c.d_model * c.d_ff) * (1 - spec.masking.rate)
+        dense = c.flops_per_token(self.length / max(self.tokens, 1)) - spared
         head = c.flops_per_token(0, lm_head=True) - c.flops_per_token(0)
         rate = self.tokens / max(self.seconds, 1e-9)
         return {

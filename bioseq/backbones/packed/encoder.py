@@ -108,7 +108,9 @@ class EncoderLayer(nn.Module):
         cu_seqlens: Tensor,
         max_seqlen: int,
         place_T: Tensor | None = None,
+        rows_K: Tensor | None = None,
     ) -> Tensor:
+        """The next hidden states [T, D], or those of the tokens `rows_K` alone, [K, D]."""
         if self.neighbours is not None:
             assert place_T is not None
             x_TD = x_TD + self.neighbours(x_TD, place_T)
@@ -116,8 +118,10 @@ class EncoderLayer(nn.Module):
         # Back to the projection's type: under autocast the float32 tables would lift q and k to float32.
         q_THd = rotate(qkv[:, 0], cos_T1h, sin_T1h).to(qkv.dtype)
         k_THd = rotate(qkv[:, 1], cos_T1h, sin_T1h).to(qkv.dtype)
-        mixed_THd = attend(q_THd, k_THd, qkv[:, 2], cu_seqlens, max_seqlen)
-        x_TD = x_TD + self.out(mixed_THd.reshape(x_TD.shape))
+        mixed_TD = attend(q_THd, k_THd, qkv[:, 2], cu_seqlens, max_seqlen).reshape(x_TD.shape)
+        if rows_K is not None:
+            x_TD, mixed_TD = x_TD[rows_K], mixed_TD[rows_K]
+        x_TD = x_TD + self.out(mixed_TD)
         return x_TD + self.down(F.gelu(self.up(self.ffn_norm(x_TD))))
 
 
@@ -202,12 +206,14 @@ class PackedEncoder(nn.Module):
         *,
         layers: tuple[int, ...] = (-1,),
         evidence_TE: Tensor | None = None,
+        rows_K: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         """Hidden states [T, D] of one layer, or a tuple of them in the order of `layers`.
 
         `tokens_T` int64 [T]; `cu_seqlens` int32 [N+1]; `evidence_TE` float [T, E], None where no token has
         homologs; layer 0 is the embedding, -1 (or n_layers) the last layer after the final layer norm. Raises
-        IndexError for a layer that is not there.
+        IndexError for a layer that is not there. `rows_K` int64 [K]: the last layer's states of these tokens
+        alone, [K, D], which spares that layer most of its work.
         """
         depth = len(self.layers)
         wanted = []
@@ -226,12 +232,11 @@ class PackedEncoder(nn.Module):
         for i, layer_module in enumerate(self.layers, start=1):
             if i > max(wanted):
                 break
+            given = (x_TD, cos_T1h, sin_T1h, cu_seqlens, max_seqlen, place_T, rows_K if i == depth else None)
             if self.checkpointing and self.training:
-                x_TD = checkpoint(
-                    layer_module, x_TD, cos_T1h, sin_T1h, cu_seqlens, max_seqlen, place_T, use_reentrant=False
-                )
+                x_TD = checkpoint(layer_module, *given, use_reentrant=False)
             else:
-                x_TD = layer_module(x_TD, cos_T1h, sin_T1h, cu_seqlens, max_seqlen, place_T)
+                x_TD = layer_module(*given)
             if i in wanted:
                 kept[i] = x_TD
         if depth in wanted:

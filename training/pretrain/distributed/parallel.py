@@ -7,6 +7,7 @@ Unverified here: FSDP2 and torch.compile on several GPUs (see docs/pretraining.m
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any
 
 import torch
@@ -37,8 +38,8 @@ class MaskedLM(nn.Module):
         targets: Tensor,
         evidence: Tensor | None = None,
     ) -> Tensor:
-        hidden_TD = self.encoder(tokens, cu_seqlens, max_seqlen, evidence_TE=evidence)
-        logits_KV = self.encoder.logits(hidden_TD[places], None if evidence is None else evidence[places])
+        hidden_KD = self.encoder(tokens, cu_seqlens, max_seqlen, evidence_TE=evidence, rows_K=places)
+        logits_KV = self.encoder.logits(hidden_KD, None if evidence is None else evidence[places])
         # Without targets the sum is 0, but still a function of every parameter, as collectives need.
         return F.cross_entropy(logits_KV.float(), targets, reduction="sum")
 
@@ -95,9 +96,15 @@ class Trainee:
         """Clip, update, clear. Returns the gradient's norm before clipping."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        norm = torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), self.spec.optimiser.clip)
+        norm = torch.nn.utils.get_total_norm(
+            [p.grad for p in self.encoder.parameters() if p.grad is not None]
+        )
         value = float(_whole(norm))
-        if value == value and value != float("inf"):
+        if math.isfinite(value):
+            if value > self.spec.optimiser.clip:  # else the gradients are as they are, and a pass is spared
+                torch.nn.utils.clip_grads_with_norm_(
+                    self.encoder.parameters(), self.spec.optimiser.clip, norm
+                )
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return value
