@@ -34,6 +34,10 @@ def prediction_type(example: dict[str, Any]) -> Any:
             value_type = pa.int64()
     elif example["probabilities"] is not None:
         probabilities = pa.list_(pa.list_(number))
+    nearest = {"id": pa.string(), "similarity": number}
+    if "homologs" in example:  # found by alignment, so that it is told how near, and what its label is
+        label = value_type if task != "per_residue" else pa.null()
+        nearest |= {"identity": number, "coverage": number, "label": label, "text": pa.string()}
     fields = {
         "task": pa.string(),
         "value": value_type,
@@ -44,12 +48,7 @@ def prediction_type(example: dict[str, Any]) -> Any:
         "head": pa.string(),
         "version": pa.int64(),
         "labels": pa.list_(pa.string()),
-        "nearest": pa.list_(
-            pa.struct(
-                [("id", pa.string()), ("similarity", number), ("identity", number), ("coverage", number)]
-                + [("label", value_type), ("text", pa.string())]
-            )
-        ),
+        "nearest": pa.list_(pa.struct(list(nearest.items()))),
         "homologs": pa.struct([("number", pa.int64()), ("effective", number)]),
     }
     spare = {k: _plain_type(v) for k, v in example.items() if k not in fields}

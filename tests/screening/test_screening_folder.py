@@ -146,7 +146,7 @@ def test_another_run_is_refused_saying_what_changed(tmp_path, change, says):
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(OutputError, match=r"no run folder \(it holds 'thesis.tex'\)"):
+    with pytest.raises(OutputError, match=r"not a run folder \(it holds 'thesis.tex'\)"):
         RunFolder(tmp_path).look(MANIFEST)
     with pytest.raises(OutputError, match="is a file"):
         RunFolder(tmp_path / "thesis.tex").look(MANIFEST)
