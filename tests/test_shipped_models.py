@@ -81,7 +81,9 @@ def test_every_shipped_head_is_of_the_shipped_backbone(name: str, backbone) -> N
     head = open_bundle(SHIPPED / name)
     assert head.manifest.kind == "head"
     assert head.manifest.base_weights_hash == backbone.manifest.weights_hash == computed
-    assert sum(f.stat().st_size for f in head.path.rglob("*") if f.is_file()) < 2 * 2**20
+    assert (
+        sum(f.stat().st_size for f in head.path.rglob("*") if f.is_file()) < 6 * 2**20
+    )  # the training sequences are most of it
     assert "baseline" in head.card().lower()
 
 

@@ -148,5 +148,43 @@ def test_two_ray_workers_train_the_head(tmp_path, backbone):
     pytest.importorskip("ray.train")
     bundle = finetune(spec_for(tmp_path, backbone, "lora", "two", workers=2, epochs=2, lr=5e-3))
     evidence = bundle.evidence()
-    assert evidence["cost"]["workers"] == 2 and len(evidence["tried"]) == 2
+    assert evidence["cost"]["workers"] == 2 and [t["epoch"] for t in evidence["tried"]] == [0, 1, 2]
     assert bundle.adapter is not None
+
+
+def test_losses_are_sums_and_counts_so_that_uneven_batches_weigh_their_rows():
+    import torch
+
+    from training.finetune.models.linear import task_loss
+
+    rng = torch.Generator().manual_seed(0)
+    out, y = torch.randn(9, 2, generator=rng), torch.randn(9, 2, generator=rng)
+    y[2, 0] = torch.nan
+    weight, ones = torch.rand(9, generator=rng), torch.ones(2)
+    whole, count = task_loss("regression", out, y, weight, ones)
+    parts = [task_loss("regression", out[r], y[r], weight[r], ones) for r in (slice(0, 7), slice(7, 9))]
+    assert sum(p[0] for p in parts).item() == pytest.approx(whole.item(), rel=1e-6)
+    assert sum(p[1] for p in parts).item() == pytest.approx(count.item(), rel=1e-6)
+    means = [(p[0] / p[1]).item() for p in parts]
+    assert np.mean(means) != pytest.approx(
+        (whole / count).item(), rel=1e-3
+    )  # what a mean of means would give
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_two_nodes_train_the_head_and_send_it_back(tmp_path, backbone):
+    """Workers on two nodes: weights come through the object store, and the result goes back the same way."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    try:
+        cluster.add_node(num_cpus=2)
+        ray.init(address=cluster.address)
+        bundle = finetune(spec_for(tmp_path, backbone, "lora", "nodes", workers=2, epochs=1, lr=5e-3))
+        assert bundle.adapter is not None and bundle.evidence()["cost"]["workers"] == 2
+        assert {"frozen_probe", "epoch_0"} <= set(bundle.evidence()["baselines"])
+    finally:
+        ray.shutdown()
+        cluster.shutdown()

@@ -35,7 +35,7 @@ Size = Literal["small", "medium", "full"]
 # rows embedded for training, rows to choose on, rows to measure on; None is all
 ROWS: dict[str, dict[str, tuple[int | None, int | None, int | None]]] = {
     "small": {
-        "localization": (4000, None, None),
+        "localization": (None, None, None),
         "target_class": (1000, 500, None),
         "secondary_structure": (1500, 300, None),
     },
