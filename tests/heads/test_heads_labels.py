@@ -9,7 +9,7 @@ import pytest
 from heads_tables import table, write_table
 
 from bioseq.errors import TableError
-from training.tables.labels import TEST, TRAIN, VALID, read_labels
+from training.tables.labels import TEST, TRAIN, VALID, read_labels, without_unlabelled
 from training.tables.residue_labels import read_residues
 
 
@@ -131,3 +131,12 @@ def test_residue_labels_join_by_id_and_mask(tmp_path):
         read_residues(sequences, short, mask)
     with pytest.raises(TableError, match=r"lacks records.*\(row 2;"):
         read_residues(sequences, fasta(tmp_path / "j.fasta", [("a", "CCH")]))
+
+
+def test_rows_without_any_label_are_left_out_and_counted(tmp_path):
+    rows = table(20)
+    for i in (3, 7):
+        rows[i]["k"] = rows[i]["w"] = ""
+    rows[9]["k"] = ""
+    labels = without_unlabelled(read_labels(write_table(tmp_path / "t.csv", rows), ["k", "w"]))
+    assert len(labels) == labels.labelled() == 18 and "2 rows without any label left out" in labels.notes

@@ -30,7 +30,7 @@ from training.finetune.models.pooled import fit_pooled
 from training.finetune.models.residues import fit_residue_head
 from training.finetune.models.tuned import fit_tuned
 from training.finetune.write import Made, make_head, write_head
-from training.tables.labels import TEST, TRAIN, VALID, Labels, read_labels
+from training.tables.labels import TEST, TRAIN, VALID, Labels, read_labels, without_unlabelled
 from training.tables.residue_labels import read_residues
 from training.tables.splits import Split, make_split
 
@@ -50,6 +50,7 @@ def read(spec: FinetuneSpec, alphabet: Alphabet | None = None) -> tuple[Labels, 
             replicates=spec.replicates,
             alphabet=alphabet,
         )
+        labels = without_unlabelled(labels)
     return labels, make_split(labels, spec.split, seed=spec.seed)
 
 

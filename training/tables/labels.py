@@ -323,7 +323,7 @@ def read_labels(
         wild_type=wild_type,
         data_hash=file_hash(path),
     )
-    return without_unlabelled(merge_duplicates(labels, replicates))
+    return merge_duplicates(labels, replicates)
 
 
 def without_unlabelled(labels: Labels) -> Labels:

@@ -191,6 +191,8 @@ def fit_pooled(
         return again.outputs(data.held.matrix(best.blocks, rows.context, some))
 
     known = ~np.isnan(rows.embeddings[rows.trained]).any(1)
+    if not known.all():  # only of the training part, where a draw says which
+        known[len(labels) :] = False
     return Fit(
         head_settings(labels, "frozen", best.blocks, rows.context),
         tensors,
