@@ -102,7 +102,8 @@ class FinetuneSpec(Spec):
     epochs, lr, batch_tokens, lora: of `lora` and `full`. workers: Ray Train processes for those.
     level: of prediction intervals. neighbours: training examples kept for `nearest`.
     homologs: `auto` searches the table's own training rows for homologs: their labels become features where that helps,
-    and the rows travel in the bundle so that predictions name the nearest. `none` keeps every sequence out of it.
+    and the rows travel in the bundle so that predictions name the nearest. `none` keeps them out of it, and
+    the ids of variants, which tell them; the wild type of such a table stays where features of sites need it.
     """
 
     labels: str

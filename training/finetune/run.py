@@ -100,13 +100,18 @@ def finetune(
         say(f"warning: {warning}")
     for note in (*labels.notes, *((split.how["table"],) if "table" in split.how else ())):
         say(note)
+    others: list[tuple[str, FinetuneSpec, Split]] = []
+    for kind in split.also:
+        other = replace(spec, split=replace(spec.split, kind=kind))
+        try:
+            others.append((kind, other, make_split(labels, other.split, seed=spec.seed, measure=False)))
+        except TableError as error:
+            say(f"warning: no split by {kind} beside it: {error}")
     with tempfile.TemporaryDirectory() as scratch:
         made = _make(spec, name, labels, split, predictor, Path(scratch) / "main")
-        for kind in split.also:
-            other = replace(spec, split=replace(spec.split, kind=kind))
-            beside = make_split(labels, other.split, seed=spec.seed, measure=False)
-            brief = _make(other, name, labels, beside, predictor, Path(scratch) / kind).evidence
-            made.evidence.setdefault("also", {})[kind] = {
+        for way, other, beside in others:
+            brief = _make(other, name, labels, beside, predictor, Path(scratch) / way).evidence
+            made.evidence.setdefault("also", {})[way] = {
                 key: brief[key]
                 for key in ("metrics", "intervals", "baselines", "best_baseline", "gain", "rows")
             }

@@ -64,7 +64,10 @@ def make_head(
     ood = fit_ood(
         rows if fit.embedded is None or len(rows) == len(fit.embedded) else rows[fit.embedded],
         [clean(s) for s in trained.sequences],
-        trained.ids,
+        # mutants as ids, with the wild type, would tell the sequences
+        [f"row {i}" for i in range(1, len(trained) + 1)]
+        if spec.homologs == "none" and split.variants is not None
+        else trained.ids,
         order_term=split.variants is None,
         neighbours=spec.neighbours,
         alphabet=predictor.alphabet.name,

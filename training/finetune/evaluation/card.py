@@ -116,7 +116,8 @@ def _scores(evidence: dict[str, Any], name: str) -> list[str]:
         f"Held-out part: {rows['test']} rows"
         + (f" ({evidence['split']['held_out']})" if "held_out" in evidence["split"] else "")
         + f", of which {labelled['test']} have a label; fitted on {evidence['trained_on']} rows. The baselines were "
-        "fitted on the same rows and chosen in the same way.",
+        "fitted on the same rows, as far as they use them: nearest neighbours on embedded rows, the window of letters on at "
+        "most 60,000 residues.",
         "",
     ]
     keys = list(evidence["metrics"])

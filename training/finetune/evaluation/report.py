@@ -128,7 +128,10 @@ def report(
         "beats_baseline": all(g["low"] > 0 for g in gains.values()),
         "rows": {p: len(some) for p, some in parts.items()},
         "labelled": {p: some.labelled() for p, some in parts.items()},
-        "trained_on": len(fit.trained),
+        # a pooled head reads sequence features and homologs of the rows that are not embedded; convolutions cannot
+        "trained_on": len(fit.embedded)
+        if labels.task == "per_residue" and fit.embedded is not None
+        else len(fit.trained),
         "calibrated": fit.calibrated,
         "split": split.how,
         "warnings": list(split.warnings),
@@ -305,7 +308,9 @@ def _notes(spec: FinetuneSpec, labels: Labels, split: Split, parts: dict[str, La
         notes.append("a 0 means not annotated, which is weaker than not so")
     if fit.training is None:
         notes.append(
-            "the bundle holds no training sequence, so predictions name no nearest training row by alignment"
+            "the bundle holds no training sequence"
+            + (" but the wild type (given, or the consensus)" if fit.settings.get("wild_type") else "")
+            + ", so predictions name no nearest training row by alignment"
         )
     else:
         notes.append(

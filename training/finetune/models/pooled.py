@@ -92,7 +92,13 @@ def prepare(
             hint="Leave them out.",
         )
     most = spec.max_embedded
-    if variants is not None and len(both) > MOST_VARIANTS and spec.features is None and spec.method is None:
+    if (
+        folds
+        and variants is not None
+        and len(both) > MOST_VARIANTS
+        and spec.features is None
+        and spec.method is None
+    ):
         most = min(SOME, most or SOME)
         say(f"{most} of the training variants are embedded; the sites speak for the others")
     few = None if variants is None or most is None else SOME
@@ -142,8 +148,8 @@ def calibrated_on(data: Data) -> str:
     if data.rows.refit:
         return (
             f"out-of-fold outputs of {len(data.rows.folds)} folds grouped by {data.grouped_by}, over training and "
-            "validation rows; the head was then fitted on all of them, and so were the baselines (cross-conformal, Vovk "
-            "2015)"
+            "validation rows; they also chose the features and the model. The head was then fitted on all of them, and "
+            "so were the baselines (cross-conformal, Vovk 2015)"
         )
     return (
         "the validation rows, which the head was not fitted on; they also chose the model and stopped its training, so "
