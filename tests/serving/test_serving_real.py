@@ -303,7 +303,7 @@ def test_a_signal_to_the_whole_process_group_stops_it_too(home):
     try:
         made.wait()
         os.killpg(made.process.pid, signal.SIGTERM)
-        assert made.process.wait(30) == 0
+        assert made.process.wait(60) == 0
         until = time.monotonic() + 30
         while made.family() and time.monotonic() < until:
             time.sleep(0.3)
