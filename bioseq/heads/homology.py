@@ -233,7 +233,8 @@ class TrainingRows:
 
     def evidence(self, links: Links, most: int = 1) -> list[dict[str, Any]]:
         """For each query `nearest`, the best `most` training rows, and `homologs`, how many were found: their number
-        and the effective number of those that carry the transferred label (Kish 1965)."""
+        and the effective number of those that carry the transferred label (Kish 1965). None for variants of one protein,
+        which are all homologs of each other."""
         weight = links.bits**2
         number = np.bincount(links.owner, minlength=links.count)
         total = np.bincount(links.owner, weight, minlength=links.count)
@@ -254,7 +255,7 @@ class TrainingRows:
                         "text": self.text(links, p, label),
                     }
                 )
-            told = {"number": int(number[i]), "effective": round(float(effective[i]), 2)}
+            told = None if self.variants else {"number": int(number[i]), "effective": round(float(effective[i]), 2)}
             out.append({"nearest": nearest, "homologs": told})
         return out
 

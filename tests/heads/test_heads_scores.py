@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from heads_tables import sequences, table, write_table
@@ -297,6 +299,50 @@ def test_four_sites_of_one_protein_fall_to_all_parts(tmp_path):
     )
     split = splits.make_split(read_labels(path, ["fitness"]))
     assert min((split.part == p).sum() for p in (TRAIN, VALID, TEST)) >= 10
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_a_default_split_leaves_enough_rows_to_test(tmp_path, few):
+    """The modulo split tests on the seventh site, of which one table holds eight variants alone."""
+    wild, letters = "MKTAYIAKQRQISFVKSHFS", "ACDEFGHIKLMNPQRSTVWY"
+    rows = [wild]
+    for site in range(12 if few else 20):
+        rows += [wild[:site] + a + wild[site + 1 :] for a in letters if a != wild[site]][: 8 if few and site == 6 else 19]
+    path = write_table(tmp_path / "g.csv", [{"sequence": s, "y": i % 17} for i, s in enumerate(rows)])
+    labels = read_labels(path, ["y"], wild_type=wild)
+    split = splits.make_split(labels)
+    if few:
+        assert split.how["kind"] == "random" and (split.part == TEST).sum() >= 30
+        assert "8 rows in the test part" in split.warnings[0]
+    else:
+        assert (split.how["kind"], split.also) == ("position", ("random",))
+
+
+@pytest.mark.parametrize("apart", ["numbers of mutations", "mutated positions", "nothing but rows"])
+def test_folds_of_a_files_own_split_keep_apart_what_it_keeps_apart(tmp_path, apart):
+    labels, wild = scan_table(tmp_path, singles=apart != "numbers of mutations", given=True)
+    differs = differences(labels.sequences, wild)
+    if apart == "numbers of mutations":
+        test = differs.sum(1) > 2
+    elif apart == "mutated positions":
+        test = differs[:, 40:].any(1)
+    else:
+        test = np.arange(len(labels)) % 4 == 0
+    labels = replace(labels, part=np.where(test, TEST, TRAIN))
+    split = splits.make_split(labels)
+    assert split.how["kind"] == "column" and split.how["kept_apart"] == apart
+    rows = np.flatnonzero(split.part != TEST)
+    folds, by = split.folds(rows)
+    for train, valid in folds:
+        a, b = differs[rows[train]], differs[rows[valid]]
+        if apart == "numbers of mutations":
+            assert not set(a.sum(1)) & set(b.sum(1)) or not (
+                {x.tobytes() for x in a} & {x.tobytes() for x in b}
+            )
+        elif apart == "mutated positions":
+            assert by == "mutated position" and not (a.any(0) & b.any(0)).any()
+    assert (by == "row") == (apart == "nothing but rows")
+    assert any("close neighbours" in w for w in split.warnings) == (apart == "nothing but rows")
 
 
 def test_unrelated_peptides_of_one_length_are_not_variants(tmp_path):

@@ -18,10 +18,11 @@ from bioseq.homologs.clusters import cluster, leakage
 from bioseq.specs.finetune import SplitKind, SplitSettings
 from training.tables.dealing import Folds, deal, families, grouped_folds, position_folds, strata
 from training.tables.labels import TEST, TRAIN, VALID, Labels
-from training.tables.variants import Variants, find_variants
+from training.tables.variants import Variants, find_variants, kept_apart
 
 FEW_FAMILIES = 10
 FOLDS = 5
+TEST_ROWS, TEST_SHARE = 30, 0.05  # a default split of variants leaves as many to test, or the next kind is taken
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,18 @@ class Split:
         return np.flatnonzero(self.part == part)
 
     def folds(self, rows: np.ndarray, *, seed: int = 0) -> tuple[Folds, str]:
-        """(folds over `rows`, as places in `rows`; by what they are grouped): by what the split itself groups by."""
+        """(folds over `rows`, as places in `rows`; by what they are grouped): by what the split itself groups by. A
+        file's own split of variants is looked at for it."""
         kind = self.how["kind"]
+        if kind == "column" and self.variants is not None:
+            kind = kept_apart(self.variants, self.part) or kind
         if kind == "position" and self.variants is not None:
-            contiguous = self.how["mode"] == "contiguous"
-            return position_folds(
-                self.variants.differs[rows], FOLDS, contiguous=contiguous
-            ), "mutated position"
+            contiguous = self.how.get("mode") == "contiguous"
+            found = position_folds(self.variants.differs[rows], FOLDS, contiguous=contiguous)
+            if sum(len(valid) for _, valid in found) >= len(rows) / 2:
+                return found, "mutated position"
+            # most rows have positions of several folds: leave out whole sets of positions
+            kind = "mutations"
         if kind == "mutations" and self.variants is not None:
             folds = grouped_folds(self.variants.order[rows], FOLDS, seed)
             folds = [f for f in folds if min(map(len, f)) >= 10]
@@ -67,8 +73,8 @@ def make_split(
     """Deal the rows. Raises `TableError` if a part would be too small to train, choose or test.
 
     Without a kind the first of these that leaves enough rows is taken: the file's own split; for variants of one
-    protein by order (several orders) or position (single substitutions), and at random beside it; else by sequence
-    cluster; else at random. With `column` and no test rows, the file's validation rows are the held-out part, and a
+    protein by order (several orders) or position (with a random split beside it); else by sequence cluster; else at
+    random. With `column` and no test rows, the file's validation rows are the held-out part, and a
     validation part is dealt from its training rows. `measure` searches for leakage.
     """
     settings = settings or SplitSettings()
@@ -90,15 +96,23 @@ def make_split(
         kind = kinds.pop(0)
         try:
             split = _split(labels, variants, kind, settings, seed, measure)
+            if variants is not None and kind != "random":
+                _enough_to_test(split)
         except TableError as error:
             if not kinds:
                 raise
             skipped.append(f"a split by {kind} is not possible: {error}")
             continue
-        also: tuple[SplitKind, ...] = (
-            ("random",) if variants is not None and variants.singles_only and kind == "position" else ()
-        )
+        also: tuple[SplitKind, ...] = ("random",) if kind == "position" else ()
         return replace(split, warnings=(*skipped, *split.warnings), also=also)
+
+
+def _enough_to_test(split: Split) -> None:
+    """Raise `TableError` where a split that nobody asked for leaves too few rows to tell one head from another."""
+    n, count = len(split.part), int((split.part == TEST).sum())
+    least = min(max(TEST_ROWS, TEST_SHARE * n), n / 10)  # of small tables a random split would leave few more
+    if count < least:
+        raise TableError(f"{count} rows in the test part; at least {least:.0f} are wanted of {n}.")
 
 
 def _split(
@@ -115,6 +129,10 @@ def _split(
             raise TableError("the file has no `set` column.", hint="Choose another split.")
         groups, how["groups"] = _groups(labels, variants, settings.identity, measure)
         part = _by_column(labels, groups, settings, rng, how)
+        if variants is not None:
+            how["kept_apart"] = {"mutations": "numbers of mutations", "position": "mutated positions"}.get(
+                kept_apart(variants, part) or "", "nothing but rows"
+            )
     elif kind == "cluster":
         groups, way = _clusters(labels, settings.identity)
         how |= {"clusters": int(groups.max()) + 1, "groups": way, "identity": settings.identity}
@@ -158,9 +176,10 @@ def _split(
                 f"{over:.0%} of the test sequences have a training sequence of at least {level} % identity "
                 f"({how['leakage'].get('way', '')}): expect worse results on new proteins."
             )
-    elif kind == "random" and variants is not None:
+    elif variants is not None and (kind == "random" or how.get("kept_apart") == "nothing but rows"):
         warnings.append(
-            "a random split of variants of one protein: test variants have close neighbours in train."
+            f"a {'random split' if kind == 'random' else 'split'} of variants of one protein by rows alone: test variants "
+            "have close neighbours in train."
         )
     return Split(part, groups, how, tuple(warnings), variants)
 
@@ -205,7 +224,7 @@ def _by_mutations(
 
         def fits(m: int) -> bool:
             near = int((order <= m).sum())
-            return near >= max(50, n / 10) and n - near >= max(10, n / 20)
+            return near >= max(50, n / 10) and n - near >= min(max(TEST_ROWS, TEST_SHARE * n), n / 10)
 
         possible = [m for m in range(1, int(order.max())) if fits(m)]
         if not possible:

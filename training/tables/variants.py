@@ -14,9 +14,10 @@ from functools import cached_property
 import numpy as np
 
 from bioseq.errors import TableError
-from training.tables.labels import Labels
+from training.tables.labels import TEST, Labels
 
 MOST, NEAR = 0.8, 0.25
+APART = 0.1  # share of test rows that may break what a split keeps apart
 
 
 @dataclass(frozen=True)
@@ -81,3 +82,15 @@ def find_variants(labels: Labels) -> Variants | None:
         f"taken as variants of one protein: {share:.0%} of the rows differ from the consensus, which stands in for "
         f"the wild type, in at most {limit} of {len(common)} positions",
     )
+
+
+def kept_apart(variants: Variants, part: np.ndarray) -> str | None:
+    """What a split's test part does not share with the other rows: `mutations` (nearly all test rows have more of them),
+    `position` (hardly any has a mutated position of theirs), or None."""
+    test, seen = part == TEST, (part != TEST) & (part >= 0)
+    if not test.any() or not seen.any():
+        return None
+    if (variants.order[test] <= variants.order[seen].max()).mean() < APART:
+        return "mutations"
+    shared = variants.differs[test][:, variants.differs[seen].any(0)].any(1)
+    return "position" if shared.mean() < APART else None

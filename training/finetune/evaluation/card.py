@@ -229,7 +229,8 @@ def _curve(evidence: dict[str, Any]) -> list[str]:
         "",
         "## Fewer labels",
         "",
-        "The same features and model with fewer training rows:",
+        "The features, model and penalty that all rows chose, fitted again on fewer of them. They were not chosen again at "
+        "each size, so a table of that size alone may do somewhat worse:",
         "",
         *_table(table),
     ]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.linalg import cho_factor, cho_solve
 
 from bioseq.heads.calibration import sigmoid, softmax
 
@@ -136,28 +137,27 @@ def class_weights(task: str, y: np.ndarray, classes: int, how: str) -> np.ndarra
 def fit_ridge(
     x: np.ndarray, y: np.ndarray, weight: np.ndarray, l2s: Sequence[float] = L2_RIDGE
 ) -> list[tuple[float, Net]]:
-    """Closed form for every penalty at once: min sum_i w_i (y_i - x_i b)^2 / sum w + l2 |b|^2, with intercept.
-    Each target uses its own labelled rows."""
+    """Closed form for every penalty: min sum_i w_i (y_i - x_i b)^2 / sum w + l2 |b|^2, with intercept, by Cholesky
+    factors of the smaller Gram matrix. Each target uses its own labelled rows."""
+    live = np.flatnonzero(x.any(0))  # columns of residues that no row has are 0, and so are their weights
     out: list[list[np.ndarray]] = [[] for _ in l2s]
     for j in range(y.shape[1]):
         keep = ~np.isnan(y[:, j])
         w = weight[keep] / weight[keep].sum()
-        xs, ys = x[keep].astype(np.float64), y[keep, j]
+        xs, ys = x[np.ix_(keep, live)].astype(np.float64), y[keep, j]
         mx, my = w @ xs, float(w @ ys)
         root = np.sqrt(w)
         design, target = (xs - mx) * root[:, None], (ys - my) * root
         wide = design.shape[1] > design.shape[0]
         gram = design @ design.T if wide else design.T @ design
         right = target if wide else design.T @ target
-        if len(l2s) == 1:
-            solved = [np.linalg.solve(gram + l2s[0] * np.eye(len(gram)), right)]
-        else:
-            values, vectors = np.linalg.eigh(gram)
-            middle, values = vectors.T @ right, np.maximum(values, 0)
-            solved = [vectors @ (middle / (values + a)) for a in l2s]
-        for i, b in enumerate(solved):
-            b = design.T @ b if wide else b
-            out[i].append(np.concatenate([b, [my - mx @ b]]))
+        diagonal = gram.diagonal().copy()
+        for i, a in enumerate(l2s):
+            np.fill_diagonal(gram, diagonal + a)
+            solved = cho_solve(cho_factor(gram, check_finite=False), right, check_finite=False)
+            b = np.zeros(x.shape[1])
+            b[live] = design.T @ solved if wide else solved
+            out[i].append(np.concatenate([b, [my - mx @ b[live]]]))
     result = []
     for a, columns in zip(l2s, out):
         table = torch.from_numpy(np.column_stack(columns)).float()

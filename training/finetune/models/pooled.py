@@ -25,8 +25,8 @@ from training.tables.labels import Labels
 from training.tables.splits import FEW_FAMILIES, Split
 
 FEW = 100  # validation rows below which folds choose
-MOST_VARIANTS = 2000  # variants of one protein above which only some are embedded
-SOME = 1000
+MOST_VARIANTS = 2000  # training variants of one protein above which the embedding is not tried as a feature
+SOME = {"train": 512, "valid": 0, "test": 256}  # then still embedded, for the out-of-domain score and its check
 
 
 @dataclass
@@ -44,6 +44,8 @@ class Data:
 
 def _embed(predictor: Predictor, some: Labels, most: int | None, spec: FinetuneSpec, part: str) -> np.ndarray:
     """float32 [N, D]; NaN in rows over `most`, which a draw leaves out."""
+    if most == 0:
+        return np.full((len(some), predictor.config.d_model), np.nan, np.float32)
     chosen = np.arange(len(some))
     if most is not None and most < len(some):
         chosen = np.sort(np.random.default_rng(spec.seed).choice(len(some), most, replace=False))
@@ -80,10 +82,8 @@ def prepare(
         found, way = split.folds(both, seed=spec.seed)
         if not found:
             found, way = grouped_folds(np.arange(len(both)), seed=spec.seed), "row"
-    wanted = spec.features is None or "masked_marginal" in spec.features
-    context = site_context(
-        variants, both, predictor, masked_marginal=wanted, homologs=spec.homologs == "auto"
-    )
+    # the masked marginals are a baseline too, whatever features were named
+    context = site_context(variants, both, predictor, masked_marginal=True, homologs=spec.homologs == "auto")
     wrong = sorted(set(spec.features or ()) & set(context.absent))
     if wrong:
         raise SpecError(
@@ -91,22 +91,19 @@ def prepare(
             field="features",
             hint="Leave them out.",
         )
-    most = spec.max_embedded
-    if (
+    most: dict[str, int | None] = dict.fromkeys(parts, None) | {"train": spec.max_embedded}
+    if variants is not None and spec.max_embedded is not None:
+        most |= {"valid": 1000, "test": 1000}
+    elif (
         folds
         and variants is not None
         and len(both) > MOST_VARIANTS
         and spec.features is None
         and spec.method is None
     ):
-        most = min(SOME, most or SOME)
-        say(f"{most} of the training variants are embedded; the sites speak for the others")
-    few = None if variants is None or most is None else SOME
-    features = {
-        "train": _embed(predictor, train, most, spec, "train"),
-        "valid": _embed(predictor, valid, few, spec, "valid"),
-        "test": _embed(predictor, test, few, spec, "test"),
-    }
+        most = dict(SOME)
+        say(f"{most['train']} of the training variants are embedded; the sites speak for the others")
+    features = {part: _embed(predictor, some, most[part], spec, part) for part, some in parts.items()}
     labels = train.joined(valid)
     texts = [clean(s) for s in labels.sequences]
     rows = Rows(
@@ -149,7 +146,8 @@ def calibrated_on(data: Data) -> str:
         return (
             f"out-of-fold outputs of {len(data.rows.folds)} folds grouped by {data.grouped_by}, over training and "
             "validation rows; they also chose the features and the model. The head was then fitted on all of them, and "
-            "so were the baselines (cross-conformal, Vovk 2015)"
+            "so were the baselines (cross-conformal, Vovk 2015); the figures on the test part, whose rows chose nothing, "
+            "are the check"
         )
     return (
         "the validation rows, which the head was not fitted on; they also chose the model and stopped its training, so "
