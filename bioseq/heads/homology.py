@@ -255,7 +255,11 @@ class TrainingRows:
                         "text": self.text(links, p, label),
                     }
                 )
-            told = None if self.variants else {"number": int(number[i]), "effective": round(float(effective[i]), 2)}
+            told = (
+                None
+                if self.variants
+                else {"number": int(number[i]), "effective": round(float(effective[i]), 2)}
+            )
             out.append({"nearest": nearest, "homologs": told})
         return out
 

@@ -214,6 +214,62 @@ def test_variants_of_one_protein_use_sites_and_masked_marginals_and_refuse_other
         model.predict(["MKTAYIAK"], ["head"])
 
 
+def test_the_zero_shot_score_stays_a_baseline_when_features_are_named(tmp_path, backbone):
+    evidence = run(tmp_path, backbone, ("y",), one_protein(80), features=("onehot",)).evidence()
+    assert "zero_shot" in evidence["baselines"] and "masked_marginal" not in evidence["chosen"]["blocks"]
+
+
+def test_few_variants_keep_the_augmented_model_unless_another_is_clearly_better():
+    """Labels that follow the zero-shot score: with 24 of them, noise decides among the other candidates."""
+    from bioseq.heads.features import Context, compute
+    from training.finetune.models.frozen import AUGMENTED, fit_frozen
+    from training.finetune.models.rows import Rows
+    from training.tables.dealing import grouped_folds
+
+    rng = np.random.default_rng(0)
+    wild = "".join(rng.choice(list("ACDEFGHIKLMNPQRSTVWY"), 60))
+    odds = rng.normal(size=(60, 20)).astype(np.float32)
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        texts = []
+        for _ in range(24):
+            s = list(wild)
+            for at in rng.choice(60, 3, replace=False):
+                s[at] = rng.choice(list("ACDEFGHIKLMNPQRSTVWY"))
+            texts.append("".join(s))
+        context = Context(wild, tuple(range(60)), odds)
+        y = compute("masked_marginal", texts, context) + rng.normal(0, 0.8, (24, 1))
+        rows = Rows(
+            rng.normal(size=(24, 8)).astype(np.float32), texts, y, np.ones(24),
+            grouped_folds(np.arange(24), seed=seed), True, context,
+        )  # fmt: skip
+        best = fit_frozen("regression", rows, 1, models=("linear",))
+        assert ("linear", best.blocks) == AUGMENTED
+    strong = Rows(y.astype(np.float32), texts, y, np.ones(24), rows.folds, True, context)
+    assert "embedding" in fit_frozen("regression", strong, 1, models=("linear",)).blocks
+
+
+def test_columns_that_no_row_has_change_nothing():
+    from training.finetune.models.linear import fit_ridge
+
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(50, 7)), rng.normal(size=(50, 1))
+    wide = np.zeros((50, 12))
+    wide[:, [0, 2, 3, 5, 8, 9, 11]] = x
+    penalties = (1e-3, 1.0)
+    for (_, a), (_, b), l2 in zip(
+        fit_ridge(x, y, np.ones(50), penalties), fit_ridge(wide, y, np.ones(50), penalties), penalties
+    ):
+        weights = b.layers[0][0][0, :, 0].numpy()
+        np.testing.assert_allclose(weights[wide.any(0)], a.layers[0][0][0, :, 0].numpy(), atol=1e-6)
+        assert not weights[~wide.any(0)].any()
+        from sklearn.linear_model import Ridge
+
+        np.testing.assert_allclose(
+            a.layers[0][0][0, :, 0].numpy(), Ridge(alpha=l2 * 50).fit(x, y).coef_.ravel(), atol=1e-6
+        )
+
+
 def test_same_spec_same_bytes(tmp_path, backbone):
     a = run(
         tmp_path, backbone, ("many_k",), output=str(tmp_path / "a"), name="same", models=("linear", "mlp")

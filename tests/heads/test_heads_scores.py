@@ -307,7 +307,9 @@ def test_a_default_split_leaves_enough_rows_to_test(tmp_path, few):
     wild, letters = "MKTAYIAKQRQISFVKSHFS", "ACDEFGHIKLMNPQRSTVWY"
     rows = [wild]
     for site in range(12 if few else 20):
-        rows += [wild[:site] + a + wild[site + 1 :] for a in letters if a != wild[site]][: 8 if few and site == 6 else 19]
+        rows += [wild[:site] + a + wild[site + 1 :] for a in letters if a != wild[site]][
+            : 8 if few and site == 6 else 19
+        ]
     path = write_table(tmp_path / "g.csv", [{"sequence": s, "y": i % 17} for i, s in enumerate(rows)])
     labels = read_labels(path, ["y"], wild_type=wild)
     split = splits.make_split(labels)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from bioseq.bundles.bundle import Bundle
 from bioseq.bundles.manifest import check_name
@@ -107,7 +108,7 @@ def finetune(
             others.append((kind, other, make_split(labels, other.split, seed=spec.seed, measure=False)))
         except TableError as error:
             say(f"warning: no split by {kind} beside it: {error}")
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, threadpool_limits(spec.threads):
         made = _make(spec, name, labels, split, predictor, Path(scratch) / "main")
         for way, other, beside in others:
             brief = _make(other, name, labels, beside, predictor, Path(scratch) / way).evidence

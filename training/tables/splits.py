@@ -22,7 +22,10 @@ from training.tables.variants import Variants, find_variants, kept_apart
 
 FEW_FAMILIES = 10
 FOLDS = 5
-TEST_ROWS, TEST_SHARE = 30, 0.05  # a default split of variants leaves as many to test, or the next kind is taken
+TEST_ROWS, TEST_SHARE = (
+    30,
+    0.05,
+)  # a default split of variants leaves as many to test, or the next kind is taken
 
 
 @dataclass(frozen=True)
