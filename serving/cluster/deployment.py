@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import threading
 from typing import Any
 
 from ray import serve
@@ -33,6 +34,13 @@ def shut_inner_port() -> None:
         replica.add_port_to_grpc_server = lambda server, address: 0
 
 
+def _leave() -> None:
+    """End a replica whose engine died: it would answer 503 at once, and so be given every request. Asks that it holds
+    get a moment to be told; then others are asked."""
+    logs.line("engine", state="dead", pid=os.getpid())
+    threading.Timer(0.5, os._exit, (1,)).start()
+
+
 class EngineReplica:
     """A `Host` in a process of its own."""
 
@@ -47,7 +55,8 @@ class EngineReplica:
         logs.to_file(self.settings.log_file)
         self.metrics = EngineMetrics()
         registry = Registry(self.settings.registry)
-        self.host = Host(self.settings, Catalogue(registry, self.settings.model), observer=self.metrics)
+        catalogue = Catalogue(registry, self.settings.model)
+        self.host = Host(self.settings, catalogue, observer=self.metrics, on_death=_leave)
         await self.host.start()
         self._task = asyncio.create_task(self._beat())
 
@@ -59,11 +68,12 @@ class EngineReplica:
         return self.host.status()
 
     async def check_health(self) -> None:
-        """Raises when the engine's thread is dead or hangs; Serve then replaces this replica."""
-        self.host.engine.check()
+        """Raises when the engine's thread is dead or hangs, or its device failed; Serve then replaces this replica."""
+        await self.host.check()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        return {"queued_tokens": float(self.host.engine.status()["queued_tokens"])}
+        engine = self.host.engine
+        return {"queued_tokens": float(engine.status()["queued_tokens"]), "busy": engine.busy_since()}
 
     async def _beat(self) -> None:
         """Follow the registry, so that a new default is loaded before it is asked for; report metrics."""
@@ -126,12 +136,17 @@ class Ingress:
         self.settings = Settings.from_dict({**settings, "behind_serve": True})
         self.engines, self.searches = engines, searches
 
+    def _link(self, handle: Any, limit: int) -> Any:
+        from serving.engine.link import HandleLink
+
+        s = self.settings
+        return HandleLink(handle, recovery_s=s.recovery_s, patience_s=s.max_queue_s, limit=limit)
+
     def __serve_build_asgi_app__(self) -> Any:
         from bioseq.bundles.registry import Registry
         from serving.cluster.board import RemoteBoard, open_board
         from serving.database.base import Database
         from serving.engine.catalogue import Catalogue
-        from serving.engine.link import HandleLink
         from serving.http.app import create_app
         from serving.http.service import Service
 
@@ -142,11 +157,11 @@ class Ingress:
         board = RemoteBoard(open_board(), process)
         service = Service(
             self.settings,
-            HandleLink(self.engines, recovery_s=self.settings.recovery_s),
+            self._link(self.engines, self.settings.max_queued_tokens),
             catalogue,
             Database(self.settings.database),
             board,
-            HandleLink(self.searches, recovery_s=self.settings.recovery_s) if self.searches else None,
+            self._link(self.searches, self.settings.max_queued_residues) if self.searches else None,
         )
         app = create_app(service)
         self._task = asyncio.get_running_loop().create_task(_report(app, board))
@@ -163,10 +178,17 @@ async def _report(app: Any, board: Any) -> None:
             logs.trouble("ingress report", error)
 
 
-def by_queued_tokens(context: Any, target: float = 32_768.0) -> tuple[int, dict[str, Any]]:
-    """Autoscaling policy: so many replicas that each has `target` tokens waiting."""
-    metrics = (context.aggregated_metrics or {}).get("queued_tokens", {})
-    wanted = math.ceil(sum(metrics.values()) / target)
+_FULL = 0.8  # of an engine's time: busier ones call for another
+
+
+def by_tokens(context: Any, target: float = 32_768.0) -> tuple[int, dict[str, Any]]:
+    """Autoscaling policy, on waiting plus running: so many replicas that what runs keeps each busy for 80 % of its time,
+    and one more for every `target` tokens that wait. Serve averages the figures and delays the steps (its
+    `look_back_period_s`, `upscale_delay_s` and `downscale_delay_s`)."""
+    metrics = context.aggregated_metrics or {}
+    waiting = sum(metrics.get("queued_tokens", {}).values()) / target
+    running = sum(metrics.get("busy", {}).values()) / _FULL
+    wanted = math.ceil(round(waiting + running, 6))
     if context.total_num_requests > 0:
         wanted = max(wanted, 1)
     low, high = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
@@ -174,13 +196,13 @@ def by_queued_tokens(context: Any, target: float = 32_768.0) -> tuple[int, dict[
 
 
 class TokensPolicy:
-    """`by_queued_tokens` with its target, as Serve makes policies from config files."""
+    """`by_tokens` with its target, as Serve makes policies from config files."""
 
     def __init__(self, target: float = 32_768.0):
         self.target = target
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
-        return by_queued_tokens(context, self.target)
+        return by_tokens(context, self.target)
 
 
 def build(args: dict[str, Any] | None = None) -> Any:

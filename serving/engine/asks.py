@@ -26,7 +26,8 @@ class Ask:
 
     `offset` is the place of the first sequence in the whole request, for error messages. `options` hold what
     is particular to the kind. `admitted`: the request's first slice was accepted, so this one must be. `reference` is
-    where homologs are searched before an engine is asked, which gives `found`, one a sequence.
+    where homologs are searched before an engine is asked, which gives `found`, one a sequence. `caller` is the key's id:
+    callers share an engine fairly.
     """
 
     kind: Kind
@@ -37,6 +38,7 @@ class Ask:
     offset: int = 0
     admitted: bool = False
     timeout_s: float = 600.0
+    caller: str = ""
     reference: str | None = None
     found: tuple[Found, ...] = field(default=(), repr=False)
     options: dict[str, Any] = field(default_factory=dict, repr=False)

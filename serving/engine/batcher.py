@@ -1,16 +1,16 @@
 """The late-sealing token-budget batcher: one queue, and lanes that each run one batch at a time.
 
-Concept. A batcher that seals a batch as soon as it may (after a delay, or at a size) freezes small batches
-while the engine is still busy with the last one. This one seals only when the engine thread asks for work:
-whatever has come by then, up to the token budget, is the batch. Under light load a request runs at once and
-alone; under heavy load batches fill by themselves. Nothing has to be tuned.
+Concept. A batcher that seals a batch as soon as it may freezes small batches while the engine is still busy with the
+last one. This one seals only when the engine thread asks for work: whatever has come by then, up to the token budget,
+is the batch. Under light load a request runs at once and alone; under heavy load batches fill by themselves.
 
 Order. Every item has a *due* time: its request's arrival plus, for the later items of a large request, the
 time that the items before it would take at half of the engine's speed. Items run by due time. So a request of
 ten thousand sequences is served as if its sequences had come one after another, a short request that comes
 in the middle runs in the next batch, and nothing starves: an item can only be overtaken by items that
-arrived before its due time, of which there are finitely many. A batch begins with the item that is due
-first, whatever its length, and is filled with the next ones that fit.
+arrived before its due time, of which there are finitely many. That holds for the items of one caller; callers take
+turns by tokens (see `fair`), so that one's thousand requests do not keep another's one waiting. A batch begins with
+the item whose turn it is, whatever its length, and is filled with the next ones that fit.
 
 A lane knows nothing of Ray or HTTP; a runner is anything with `budget` and `run(queries)`, and queries
 are anything with `tokens`. Works of one runner share a batch whatever heads or outputs they ask for.
@@ -25,7 +25,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import heapq
 import itertools
 import math
 import threading
@@ -35,7 +34,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bioseq.errors import BioseqError
-from serving.engine.queueing import EngineDead, Item, Observer, Overloaded, Runnable, Runner, Silent, Ticket
+from serving.engine.fair import FairQueue, over_share, wait_tokens
+from serving.engine.queueing import (
+    EngineDead,
+    Item,
+    Observer,
+    Overloaded,
+    Runnable,
+    Runner,
+    Silent,
+    Ticket,
+    fulfil,
+    without_text,
+)  # fmt: skip
 from serving.engine.rates import Rates
 
 _SHARE = 256  # tokens: smaller batches waste more than another lane gains
@@ -43,10 +54,10 @@ _SHARE = 256  # tokens: smaller batches waste more than another lane gains
 
 class Engine:
     """See the module. `max_queue_s` bounds the time from an accepted request's arrival to its answer,
-    `max_queued_tokens` what lies in the queue; None for no limit. `lookahead` items are looked at to fill a
-    batch. `on_start` runs in each lane before its first batch. `stuck_s`: a batch that runs longer makes
-    `check` fail. `floor_tokens`: a batch of fewer tokens takes as long as one of so many, so it says nothing of the
-    speed."""
+    `max_queued_tokens` what lies in the queue; None for no limit. `lookahead` items are looked at to fill a batch.
+    `on_start` runs in each lane before its first batch. `stuck_s`: a batch that runs longer makes `check` fail.
+    `floor_tokens`: a batch of fewer tokens takes as long as one of so many, so it says nothing of the speed. `fatal` tells the errors after which this process can compute nothing any more: the engine then dies, so that
+    its health check fails and others are asked. `on_death` is called once when a lane has died."""
 
     def __init__(
         self,
@@ -59,19 +70,23 @@ class Engine:
         on_start: Callable[[], None] | None = None,
         stuck_s: float = 600.0,
         floor_tokens: int = 0,
+        fatal: Callable[[BaseException], bool] = lambda error: False,
+        on_death: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.max_queue_s, self.max_queued_tokens, self.lookahead = max_queue_s, max_queued_tokens, lookahead
         self.observer: Observer = observer or Silent()
         self.lanes, self.floor_tokens = lanes, floor_tokens
         self.stuck_s, self._clock, self._on_start = stuck_s, clock, on_start
-        self._heap: list[Item] = []
+        self._fatal, self._on_death = fatal, on_death
+        self._queue = FairQueue()
         self._tickets: set[Ticket] = set()
         self._numbers = itertools.count()
         self._wake = threading.Condition()
         self._queued_tokens = 0
         self._running: dict[int, tuple[float, int]] = {}
         self._active = 0
+        self._busy_s, self._busy_seen = 0.0, (clock(), 0.0)
         self._exclusive = False  # a lane makes calls: no other may begin a batch
         self._rates = Rates()
         self._stopping = False
@@ -88,13 +103,11 @@ class Engine:
         return self
 
     async def submit(
-        self, runner: Runner, queries: Sequence[Runnable], *, admitted: bool = False
+        self, runner: Runner, queries: Sequence[Runnable], *, admitted: bool = False, caller: str = ""
     ) -> list[Any]:
-        """Answers in order; an item that failed is its exception. Raises `Overloaded` and `EngineDead`.
-
-        `admitted` marks a later part of a request that was accepted already: it is never refused. Cancelling
-        the caller drops what has not begun.
-        """
+        """Answers in order; an item that failed is its exception. Raises `Overloaded` and `EngineDead`. `caller` is whom
+        the work is counted to. `admitted` marks a later part of a request that was accepted already: it is never
+        refused. Cancelling drops what has not begun."""
         if not queries:
             return []
         loop = asyncio.get_running_loop()
@@ -118,13 +131,14 @@ class Engine:
                 admitted=admitted,
                 outcomes=[None] * len(queries),
                 left=len(queries),
+                caller=caller,
             )
             if not admitted:
                 self._admit(ticket, now)
             ahead = 0
             for place, (query, size) in enumerate(zip(queries, tokens)):
                 due = now + max(0, ahead + size - first) * spread
-                heapq.heappush(self._heap, Item(due, next(self._numbers), ticket, place, query, size, runner))
+                self._queue.push(Item(due, next(self._numbers), ticket, place, query, size, runner))
                 ahead += size
             self._tickets.add(ticket)
             self._queued_tokens += total
@@ -150,9 +164,18 @@ class Engine:
                 "alive": self._alive(),
                 "queued_tokens": self._queued_tokens,
                 "queued_requests": len(self._tickets),
+                "running_tokens": sum(tokens for _, tokens in self._running.values()),
                 "wait_s": round(self._wait_s(self._clock()), 4),
                 "tokens_per_second": self._rates.tokens_per_second(self.lanes),
             }
+
+    def busy_since(self) -> float:
+        """The share of the lanes that ran batches, 0 to 1, since this was last asked."""
+        with self._wake:
+            now = self._clock()
+            total = self._busy_s + sum(now - began for began, _ in self._running.values())
+            (before, seen), self._busy_seen = self._busy_seen, (now, total)
+            return min(1.0, max(0.0, (total - seen) / self.lanes / (now - before))) if now > before else 0.0
 
     def check(self) -> None:
         """Raise `EngineDead` if the worker has died or hangs in a batch."""
@@ -182,9 +205,11 @@ class Engine:
         if not self._alive():
             raise EngineDead()
 
-    def _wait_s(self, now: float) -> float:
+    def _wait_s(self, now: float, ticket: Ticket | None = None) -> float:
+        """Seconds until `ticket` begins; without one, until all that is due by now is done."""
         rate = self._rates.overall()
-        waiting = sum(t.due_tokens(now) for t in self._tickets) * rate
+        due = ((t.caller, t.due_tokens(now)) for t in self._tickets)
+        waiting = rate * (wait_tokens(due, ticket) if ticket else sum(tokens for _, tokens in due))
         for began, tokens in self._running.values():
             # Running tokens are still counted in their tickets: take off what should be done by now.
             waiting -= min(now - began, tokens * rate)
@@ -200,11 +225,12 @@ class Engine:
     def _admit(self, ticket: Ticket, now: float) -> None:
         limit, tokens = self.max_queued_tokens, ticket.total_tokens
         # An empty queue takes any request: one that is larger than the queue would never run otherwise.
-        if limit is not None and self._queued_tokens and self._queued_tokens + tokens > limit:
+        full = limit is not None and self._queued_tokens and self._queued_tokens + tokens > limit
+        if full and limit is not None and over_share(self._tickets, ticket, limit):
             self.observer.refused()
             wait = max(1.0, self._wait_s(now))
             raise Overloaded(f"the queue holds {self._queued_tokens} tokens; the limit is {limit}.", wait)
-        wait = self._wait_s(now)
+        wait = self._wait_s(now, ticket)
         if wait > ticket.patience:
             self.observer.refused()
             raise Overloaded(
@@ -213,14 +239,13 @@ class Engine:
             )
 
     def _seal(self) -> list[Item]:
-        """The next batch; called only by a lane that is free."""
         batch: list[Item] = []
         passed: list[Item] = []
         room = 0
         now = self._clock()
         share = max(_SHARE, -(-self._queued_tokens // (self.lanes - self._active)))
-        while self._heap and len(passed) < self.lookahead:
-            item = heapq.heappop(self._heap)
+        while self._queue and len(passed) < self.lookahead:
+            item = self._queue.pop()
             ticket = item.ticket
             if ticket.cancelled:
                 continue
@@ -241,8 +266,8 @@ class Engine:
                 self.observer.waited(now - ticket.arrived)
             if room <= 0:
                 break
-        for item in passed:
-            heapq.heappush(self._heap, item)
+        for item in reversed(passed):
+            self._queue.back(item)
         return batch
 
     def _too_late(self, ticket: Ticket, now: float) -> bool:
@@ -259,14 +284,10 @@ class Engine:
         ticket.cancelled = True
         if ticket in self._tickets:
             self._tickets.discard(ticket)
-            # Its tokens are counted by the ticket: some of its items may be in the hands of `_seal`.
-            self._queued_tokens -= ticket.queued_tokens
+            self._queued_tokens -= ticket.queued_tokens  # some of its items may be in the hands of `_seal`
             ticket.queued_tokens = 0
-            before = len(self._heap)
-            self._heap = [item for item in self._heap if item.ticket is not ticket]
-            if len(self._heap) < before:
-                heapq.heapify(self._heap)
-                self.observer.dropped(before - len(self._heap))
+            if dropped := self._queue.drop(ticket):
+                self.observer.dropped(dropped)
 
     def _cancel(self, ticket: Ticket) -> None:
         with self._wake:
@@ -285,12 +306,16 @@ class Engine:
                 self._on_start()
             while self._turn(lane):
                 pass
+        except EngineDead:
+            pass
         finally:
             # Also when it dies of what it should not die of: then the whole engine is dead.
             with self._wake:
-                self._stopping = True
+                asked, self._stopping = self._stopping, True
                 self._wake.notify_all()
             self._fail_all(EngineDead())
+            if self._on_death is not None and not asked:
+                self._on_death()
 
     def _turn(self, lane: int) -> bool:
         """Wait for something to do, and do it. False when the engine ends."""
@@ -306,7 +331,7 @@ class Engine:
                         calls, self._calls = self._calls, calls
                         self._exclusive = True
                         continue
-                elif self._heap:
+                elif self._queue:
                     batch = self._seal()
                     continue
                 self._wake.wait()
@@ -316,7 +341,7 @@ class Engine:
                 self._running[lane] = (self._clock(), tokens)
         if not batch:
             while calls:
-                _fulfil(*calls.popleft())
+                fulfil(*calls.popleft())
             with self._wake:
                 self._active -= 1
                 self._exclusive = False
@@ -332,6 +357,7 @@ class Engine:
         seconds = self._clock() - began
         with self._wake:
             self._running.pop(lane, None)
+            self._busy_s += seconds
             self._active -= 1
             if self._calls:
                 self._wake.notify_all()
@@ -354,15 +380,17 @@ class Engine:
                 raise RuntimeError(f"{len(queries)} queries gave {len(results)} results")
             return list(results)
         except Exception as error:
+            if self._fatal(error):
+                raise EngineDead("the engine's device failed.") from None
             if len(queries) == 1:
-                return [error if isinstance(error, BioseqError) else _without_text(error)]
+                return [error if isinstance(error, BioseqError) else without_text(error)]
         half = len(queries) // 2
         return self._run(runner, queries[:half]) + self._run(runner, queries[half:])
 
     def _fail_all(self, error: Exception) -> None:
         with self._wake:
             self._running.clear()
-            self._heap.clear()
+            self._queue.clear()
             self._queued_tokens = 0
             while self._calls:
                 self._calls.popleft()[1].set_exception(error)
@@ -370,17 +398,3 @@ class Engine:
                 ticket.cancelled = True
                 self._call(ticket, ticket.refuse, error)
             self._tickets.clear()
-
-
-def _fulfil(function: Callable[[], Any], future: concurrent.futures.Future) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        future.set_result(function())
-    except Exception as error:
-        future.set_exception(error)
-
-
-def _without_text(error: Exception) -> Exception:
-    """An unforeseen error keeps its traceback but not its message, which might quote a sequence."""
-    return RuntimeError(f"{type(error).__name__} in the engine").with_traceback(error.__traceback__)

@@ -46,6 +46,25 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def device_failed(error: BaseException) -> bool:
+    """Whether an error is one after which every computation of this process fails: CUDA's errors but out of memory."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    kind = getattr(torch, "AcceleratorError", None)
+    return (kind is not None and isinstance(error, kind)) or (
+        isinstance(error, RuntimeError) and str(error).startswith(("CUDA error", "CUDA driver error"))
+    )
+
+
+def _probe(device: Any) -> None:
+    import torch
+
+    if float(torch.ones(2, device=device).sum()) != 2.0:
+        raise EngineDead("the device computes wrongly.")
+
+
 Loader = Callable[[str], "Predictor"]
 
 
@@ -68,6 +87,7 @@ class Host:
         *,
         load: Loader | None = None,
         observer: Observer | None = None,
+        on_death: Callable[[], None] | None = None,
     ):
         self.settings, self.catalogue = settings, catalogue
         self._load = load or self._load_by_name
@@ -79,6 +99,8 @@ class Host:
             max_queued_tokens=settings.max_queued_tokens,
             observer=observer,
             on_start=_one_thread,
+            fatal=device_failed,
+            on_death=on_death,
         )
 
     def _load_by_name(self, exact: str) -> Predictor:
@@ -116,6 +138,19 @@ class Host:
             probe = probe[: slot.predictor.max_residues]
             queries = [slot.predictor.prepare(probe, embed=EmbedOptions()) for _ in range(4)]
             await self.engine.submit(slot.predictor, queries, admitted=True)
+
+    async def check(self) -> None:
+        """Raises when the engine's threads are dead or hang, or its device computes nothing any more."""
+        self.engine.check()
+        for slot in list(self._slots.values()):
+            device = getattr(slot.predictor, "device", None)
+            if device is not None and device.type == "cuda":
+                try:
+                    await asyncio.wait_for(asyncio.to_thread(_probe, device), 20.0)
+                except Exception as error:
+                    raise EngineDead(
+                        f"the device {device} does not answer ({type(error).__name__})."
+                    ) from None
 
     def status(self) -> dict[str, Any]:
         return {
@@ -221,7 +256,7 @@ class Host:
         else:
             what["heads"], what["nearest"] = ask.heads, ask.options["nearest"]
         queries = [predictor.prepare(s, index=i, **what) for i, s in enumerate(ask.sequences)]
-        results = await self.engine.submit(predictor, queries, admitted=ask.admitted)
+        results = await self.engine.submit(predictor, queries, admitted=ask.admitted, caller=ask.caller)
         _raise_first(results)
         notes = tuple(r.notes for r in results)
         if ask.kind == "predict":
@@ -244,7 +279,7 @@ class Host:
             return plan_scan(wild) if ask.kind == "scan" else plan_scores(wild, wild.read(o["mutants"]))
 
         plan = await asyncio.to_thread(planned)
-        results = await self.engine.submit(predictor, plan.queries, admitted=ask.admitted)
+        results = await self.engine.submit(predictor, plan.queries, admitted=ask.admitted, caller=ask.caller)
         _raise_first(results)
         scored = plan.finish(results)
         notes = (tuple(scored.notes),)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import concurrent.futures
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,10 +25,10 @@ class Overloaded(ServiceError):
 
 
 class EngineDead(ServiceError):
+    CODE = "engine.unavailable"
+
     def __init__(self, message: str = "the engine is not running."):
-        super().__init__(
-            message, status=503, code="engine.unavailable", retry_after=5, hint="Try again later."
-        )
+        super().__init__(message, status=503, code=self.CODE, retry_after=5, hint="Try again later.")
 
 
 class Runnable(Protocol):
@@ -66,7 +67,8 @@ class Silent:
 @dataclass(eq=False)
 class Ticket:
     """One call of `submit`. `first_tokens` are due on arrival, the others one after another, `spread` seconds a
-    token. `queued_tokens` are not in a batch yet. `patience`: seconds that it may wait for its first batch."""
+    token. `queued_tokens` are not in a batch yet. `patience`: seconds that it may wait for its first batch. `caller` is
+    whom it is counted to."""
 
     arrived: float
     loop: asyncio.AbstractEventLoop
@@ -79,6 +81,7 @@ class Ticket:
     admitted: bool
     outcomes: list[Any]
     left: int
+    caller: str = ""
     done_tokens: int = 0
     begun: bool = False
     cancelled: bool = False
@@ -108,3 +111,17 @@ class Item:
     query: Any = field(compare=False)
     tokens: int = field(compare=False)
     runner: Any = field(compare=False)
+
+
+def fulfil(function: Callable[[], Any], future: concurrent.futures.Future) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(function())
+    except Exception as error:
+        future.set_exception(error)
+
+
+def without_text(error: Exception) -> Exception:
+    """An unforeseen error keeps its traceback but not its message, which might quote a sequence."""
+    return RuntimeError(f"{type(error).__name__} in the engine").with_traceback(error.__traceback__)

@@ -38,6 +38,7 @@ class SearchAsk:
     offset: int = 0
     admitted: bool = False
     timeout_s: float = 600.0
+    caller: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,7 @@ class Searches:
                 except BioseqError as error:
                     raise unavailable(error) from error
                 wanted = [Wanted(s, i) for i, s in enumerate(ask.sequences)]
-                found = await self.engine.submit(runner, wanted, admitted=ask.admitted)
+                found = await self.engine.submit(runner, wanted, admitted=ask.admitted, caller=ask.caller)
                 for place, one in enumerate(found):
                     if isinstance(one, SequenceError):
                         raise one.at(index=place)

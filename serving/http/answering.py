@@ -81,7 +81,7 @@ async def answer(request: Request, key: KeyInfo, order: Order) -> Response:
     sizes = [a_sequence + a_residue * n for n in cost.residues]
     cuts = slices(cost.tokens, sizes, settings.chunk_tokens, settings.chunk_bytes)
     reference = _reference(order, target, service)
-    ask = replace(order.ask(target), timeout_s=settings.request_s, reference=reference)
+    ask = replace(order.ask(target), timeout_s=settings.request_s, reference=reference, caller=key.id)
     first, *later = [
         replace(ask, sequences=ask.sequences[cut], offset=cut.start, admitted=cut.start > 0) for cut in cuts
     ]
@@ -175,6 +175,7 @@ async def _homologs(request: Request, ask: Ask) -> tuple[Found, ...]:
             ask.offset,
             ask.admitted,
             ask.timeout_s,
+            ask.caller,
         )
     )
     told = request.scope["bioseq.asked"]

@@ -13,9 +13,9 @@ from serving.settings import Settings
 from serving.telemetry.metrics import join
 
 
-def context(tokens: dict[str, float], *, low=0, high=8, requests=0):
+def context(tokens: dict[str, float], *, busy: dict[str, float] | None = None, low=0, high=8, requests=0):
     return SimpleNamespace(
-        aggregated_metrics={"queued_tokens": tokens},
+        aggregated_metrics={"queued_tokens": tokens, "busy": busy or {}},
         total_num_requests=requests,
         capacity_adjusted_min_replicas=low,
         capacity_adjusted_max_replicas=high,
@@ -32,6 +32,18 @@ def test_replicas_follow_the_queued_tokens():
     assert policy(context({"a": 1500.0, "b": 1200.0}))[0] == 3
     assert policy(context({"a": 1e9}))[0] == 8
     assert policy(context({}, low=2))[0] == 2
+
+
+def test_a_fleet_that_keeps_up_stays():
+    """Nothing waits, and four engines are busy: they are all needed."""
+    from serving.cluster.deployment import TokensPolicy
+
+    policy = TokensPolicy(target=1000)
+    names = "abcd"
+    assert policy(context({}, busy=dict.fromkeys(names, 0.75)))[0] == 4
+    assert policy(context({}, busy=dict.fromkeys(names, 1.0)))[0] == 5
+    assert policy(context({}, busy=dict.fromkeys(names, 0.2)))[0] == 1
+    assert policy(context({"a": 900.0}, busy=dict.fromkeys(names, 0.8)))[0] == 5
 
 
 def test_build_gives_the_two_deployments(settings):

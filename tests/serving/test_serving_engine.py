@@ -459,3 +459,133 @@ def test_small_batches_of_a_runner_with_a_fixed_cost_do_not_make_it_look_slow():
     assert go(scenario, max_queue_s=10.0, clock=lambda: now[0], floor_tokens=4000) == [
         [i * 10] for i in range(1, 21)
     ]
+
+
+def test_one_callers_thousand_requests_do_not_keep_another_waiting():
+    fake = Fake(10)
+
+    async def scenario(engine):
+        fake.gate.clear()
+        flood = [asyncio.create_task(engine.submit(fake, [Job(i, 10)], caller="a")) for i in range(1000)]
+        await entered(fake)
+        one = asyncio.create_task(engine.submit(fake, [Job(5000, 10)], caller="b"))
+        await asyncio.sleep(0)
+        fake.gate.set()
+        await one
+        ahead = fake.batches.index([5000])
+        await asyncio.gather(*flood)
+        return ahead
+
+    assert go(scenario, lanes=1) <= 3
+
+
+def test_callers_that_wait_get_equal_shares_of_tokens_whatever_they_send():
+    fake = Fake(10)
+
+    async def scenario(engine):
+        fake.gate.clear()
+        first = asyncio.create_task(engine.submit(fake, [Job(-1, 10)]))
+        await entered(fake)
+        tasks = [asyncio.create_task(engine.submit(fake, [Job(i, 10)], caller="a")) for i in range(60)]
+        tasks += [
+            asyncio.create_task(engine.submit(fake, [Job(1000 + i, 1) for i in range(300)], caller="b"))
+        ]
+        await asyncio.sleep(0.05)
+        fake.gate.set()
+        await asyncio.gather(first, *tasks)
+
+    go(scenario, lanes=1)
+    done = {"a": 0, "b": 0}
+    for name in [n for batch in fake.batches[1:] for n in batch]:
+        done["b" if name >= 1000 else "a"] += 1 if name >= 1000 else 10
+        if done["b"] < 290:  # while both wait
+            assert abs(done["a"] - done["b"]) <= 20
+
+
+def test_a_callers_full_queue_refuses_that_caller_and_not_another():
+    fake = Fake(10)
+
+    async def filled(engine):
+        fake.gate.clear()
+        tasks = [asyncio.create_task(engine.submit(fake, [Job(-1, 10)], caller="a"))]
+        await entered(fake)
+        tasks += [asyncio.create_task(engine.submit(fake, [Job(i, 10)], caller="a")) for i in range(10)]
+        await asyncio.sleep(0.05)
+        with pytest.raises(Overloaded):
+            await engine.submit(fake, [Job(50, 10)], caller="a")
+        other = asyncio.create_task(engine.submit(fake, [Job(51, 10)], caller="b"))
+        await asyncio.sleep(0.05)
+        assert not other.done()
+        fake.gate.set()
+        assert await other == [510]
+        await asyncio.gather(*tasks)
+
+    go(filled, max_queued_tokens=100)
+
+
+def test_a_callers_long_wait_refuses_that_caller_and_not_another():
+    fake, now = Fake(10), [0.0]
+
+    async def scenario(engine):
+        fake.gate.clear()
+        tasks = [asyncio.create_task(engine.submit(fake, [Job(0, 10)], caller="a"))]
+        await entered(fake)
+        now[0] = 10.0
+        fake.gate.set()
+        await tasks[0]  # a second a token
+        fake.gate.clear()
+        tasks = [asyncio.create_task(engine.submit(fake, [Job(i, 10)], caller="a")) for i in range(3)]
+        await asyncio.sleep(0.05)
+        with pytest.raises(Overloaded):  # 30 s are due before it
+            await engine.submit(fake, [Job(3, 10)], caller="a")
+        other = asyncio.create_task(engine.submit(fake, [Job(4, 10)], caller="b"))
+        await asyncio.sleep(0.05)
+        assert not other.done()
+        fake.gate.set()
+        assert await other == [40]
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    go(scenario, lanes=1, max_queue_s=40.0, clock=lambda: now[0])
+
+
+def test_an_error_of_the_device_ends_the_engine_and_is_no_items_fault():
+    fake, told = Fake(), []
+
+    async def scenario(engine):
+        with pytest.raises(EngineDead):
+            await engine.submit(fake, [Job(1, 10), Job(2, 10, poison=True)])
+        with pytest.raises(EngineDead):
+            engine.check()
+        with pytest.raises(EngineDead):
+            await engine.submit(fake, [Job(3, 10)])
+
+    go(scenario, fatal=lambda e: isinstance(e, ValueError), on_death=lambda: told.append(1))
+    assert told == [1]
+
+
+def test_an_engine_that_is_stopped_is_not_dead():
+    told = []
+
+    async def scenario(engine):
+        await engine.submit(Fake(), [Job(1, 10)])
+
+    go(scenario, on_death=lambda: told.append(1))
+    assert told == []
+
+
+def test_a_busy_engine_without_a_queue_says_that_it_is_busy():
+    fake, now = Fake(), [0.0]
+
+    async def scenario(engine):
+        fake.gate.clear()
+        task = asyncio.create_task(engine.submit(fake, [Job(1, 10)]))
+        await entered(fake)
+        assert engine.status()["queued_tokens"] == 0 and engine.status()["running_tokens"] == 10
+        now[0] = 10.0
+        assert engine.busy_since() == 1.0
+        fake.gate.set()
+        await task
+        now[0] = 20.0
+        assert engine.busy_since() == 0.0
+
+    go(scenario, lanes=1, clock=lambda: now[0])

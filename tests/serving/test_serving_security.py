@@ -131,7 +131,7 @@ def test_tokens_of_a_request_that_is_refused_are_given_back(serve, keys):
     async def go():
         async with serve(max_queue_s=1e-9) as http:
             engine = http.app.service.link.host.engine
-            engine._wait_s = lambda now: 60.0
+            engine._wait_s = lambda now, ticket=None: 60.0
             for token in (text, text_free):
                 for _ in range(8):
                     r = await http.post("/v1/embed", json=GOOD, headers=bearer(token))
