@@ -1,8 +1,8 @@
 """Task heads: from a backbone's features (and the sequence) to predictions in the task's own terms.
 
 A head is a small network over standardised features: the pooled embedding, and sequence feature blocks
-(`bioseq.heads.features`) where validation chose them. Per residue it is a stack of 1D convolutions over the
-residues' embeddings and their letters. Target scaling, units, calibration and the out-of-domain score live
+(`bioseq.heads.features`), labels of homologs (`homology`) and their profile (`profiles`) where validation chose them.
+Per residue it is a stack of 1D convolutions over the residues' embeddings, letters, profile and transferred labels. Target scaling, units, calibration and the out-of-domain score live
 in the head. Inference needs torch and numpy only, and a sequence's result does not depend on its neighbours.
 
 Tensors of model.safetensors (M members of an ensemble, averaged; F features, C outputs):
@@ -35,15 +35,19 @@ from bioseq.heads import features as blocks
 from bioseq.heads.features import Context
 from bioseq.heads.homology import Links, TrainingRows, transfer
 from bioseq.heads.ood import OodScore
-from bioseq.heads.residues import convolve, flat_residues
+from bioseq.heads.profiles import check_reference, find_profiles, pooled_profile, residue_profile
+from bioseq.heads.relatives import Relatives
+from bioseq.heads.residues import convolve, flat_residues, residue_inputs
 
 if TYPE_CHECKING:
     from bioseq.backbones.packed.encoder import PackedEncoder
     from bioseq.bundles.bundle import Bundle
+    from bioseq.homologs.profile import Profile
 
 NEIGHBOURS = "neighbours.json"
 _KEYS = {
-    "method", "blocks", "pooling", "layers", "targets", "classes", "wild_type", "sites", "statement", "homologs"
+    "method", "blocks", "pooling", "layers", "targets", "classes", "wild_type", "sites", "statement", "homologs",
+    "reference",
 }  # fmt: skip
 _RENAMED = {"density": "masked_marginal"}  # blocks of older bundles
 
@@ -51,6 +55,12 @@ _RENAMED = {"density": "masked_marginal"}  # blocks of older bundles
 def clean(sequence: str) -> str:
     """Upper case, final stop dropped, mask tokens as X: what feature blocks read."""
     return sequence.replace("<mask>", "X").upper().rstrip("*")
+
+
+def kept(sequences: Sequence[str], lengths: Sequence[int] = ()) -> list[str]:
+    """Cleaned sequences, cut to the residues that were computed where `lengths` says so."""
+    texts = [clean(s) for s in sequences]
+    return [t[:n] for t, n in zip(texts, lengths, strict=True)] if len(lengths) else texts
 
 
 @dataclass
@@ -164,24 +174,45 @@ class Head:
 
     # ------------------------------------------------------------------ numbers
 
-    def _inputs(self, features: np.ndarray, sequences: Sequence[str], links: Links | None) -> torch.Tensor:
+    @property
+    def reads_homologs(self) -> bool:
+        """Whether `find` searches anything."""
+        return self.rows is not None or "profile" in self.blocks
+
+    def find(self, texts: Sequence[str], profiles: Sequence[Profile] | None = None) -> Relatives:
+        """What homologs say of cleaned sequences, searched now unless the `profiles` are given."""
+        out = Relatives()
+        if self.rows is not None and self.per_residue:
+            out.links, out.labels = self.rows.residue_links(texts)
+        elif self.rows is not None:
+            out.links = self.rows.links(texts)
+        if "profile" in self.blocks:
+            check_reference(self.name, self.settings.get("reference") or "")
+            found = find_profiles(texts) if profiles is None else profiles
+            out.profiles = [residue_profile(p) if self.per_residue else pooled_profile(p) for p in found]
+        return out
+
+    def _inputs(self, features: np.ndarray, sequences: Sequence[str], told: Relatives) -> torch.Tensor:
         parts = []
         for b in self.blocks:
             if b == "embedding":
                 parts.append(features.reshape(len(features), -1))
             elif b == "homology":
-                assert self.rows is not None and links is not None
-                parts.append(transfer(links, self.rows.y, self.task, len(self.classes)))
+                assert self.rows is not None and told.links is not None
+                parts.append(transfer(told.links, self.rows.y, self.task, len(self.classes)))
+            elif b == "profile":
+                assert told.profiles is not None
+                parts.append(np.reshape(told.profiles, (len(sequences), -1)))
             else:
                 parts.append(blocks.compute(b, sequences, self.context))
         return torch.from_numpy(np.concatenate(parts, axis=1, dtype=np.float32))
 
     @torch.inference_mode()
     def members(
-        self, features: np.ndarray, sequences: Sequence[str], links: Links | None = None
+        self, features: np.ndarray, sequences: Sequence[str], told: Relatives | None = None
     ) -> np.ndarray:
         """Uncalibrated outputs of each member of the ensemble, float32 [M, N, C]."""
-        return self.members_of(self._inputs(features, sequences, links))
+        return self.members_of(self._inputs(features, sequences, told or Relatives()))
 
     @torch.inference_mode()
     def members_of(self, inputs: torch.Tensor) -> np.ndarray:
@@ -198,18 +229,22 @@ class Head:
             out = out * self.tensors["target.scale"] + self.tensors["target.offset"]
         return out.numpy()
 
-    def raw(
-        self, features: Any, sequences: Sequence[str], links: Links | None = None, blocks_of: Any = None
-    ) -> Any:
+    def raw(self, features: Any, sequences: Sequence[str], told: Relatives | None = None) -> Any:
         """Uncalibrated outputs float32 [N, C]: values in the target's scale (regression) or logits. Per residue
-        a list of [L_i, C]. `sequences` are cleaned; `links` their hits among the training rows, `blocks_of` the
-        residue block of each (`bioseq.heads.homology`)."""
+        a list of [L_i, C]. `sequences` are cleaned; `told` is what their homologs say (`find`)."""
         if self.per_residue:
-            scaling = (self._mean.numpy(), self._scale.numpy())
-            return convolve(
-                features, sequences, blocks_of, self._layers, scaling, self.tensors.get("skip.weight")
+            told = told or Relatives()
+            none: list[Any] = [None] * len(sequences)
+            columns = (
+                features if "embedding" in self.blocks else none,
+                sequences,
+                (told.profiles or none) if "profile" in self.blocks else none,
+                (told.labels or none) if "homology" in self.blocks else none,
             )
-        return self.members(features, sequences, links).mean(0)
+            inputs = [residue_inputs(*one) for one in zip(*columns, strict=True)]
+            scaling = (self._mean.numpy(), self._scale.numpy())
+            return convolve(inputs, self._layers, scaling, self.tensors.get("skip.weight"))
+        return self.members(features, sequences, told).mean(0)
 
     def probabilities(self, raw: np.ndarray) -> np.ndarray:
         """Calibrated probabilities [.., C] of raw outputs: two columns for binary, one a label for multilabel."""
@@ -241,28 +276,25 @@ class Head:
         lengths: Sequence[int] = (),
         nearest: Sequence[int] = (),
         members: Sequence[bool] = (),
+        told: Relatives | None = None,
     ) -> list[dict[str, Any]]:
         """One prediction a sequence. `features` float32 [N, D] as `embed_options` asks (a list of [L_i, D] per
         residue). `lengths`: residues that the features cover, fewer than the sequence's where it was truncated; everything
         is then computed of those alone. `nearest`: how many training examples to name, for each sequence; `members`: whether to give what
-        each member of the ensemble says. Raises `SequenceError` for a sequence that this head cannot judge (see
+        each member of the ensemble says. `told`: what the homologs of `kept(sequences, lengths)` say, where `find` was called
+        before. Raises `SequenceError` for a sequence that this head cannot judge (see
         `bioseq.heads.features`)."""
         if not len(sequences):
             return []
-        texts = [clean(s) for s in sequences]
         if self.per_residue:
             lengths = [flat_residues(f).shape[0] for f in features]
-        if len(lengths):
-            texts = [t[:n] for t, n in zip(texts, lengths)]
-        links = each = None
+        texts = kept(sequences, lengths)
+        told = told or self.find(texts)
+        links, each = told.links, None
         if self.per_residue:
-            found = None
-            if self.rows is not None:
-                links, found = self.rows.residue_links(texts)
-            raw = self.raw(features, texts, links, found if "homology" in self.blocks else None)
+            raw = self.raw(features, texts, told)
         else:
-            links = self.rows.links(texts) if self.rows is not None else None
-            each = self.members(features, texts, links)
+            each = self.members(features, texts, told)
             raw = each.mean(0)
         pooled = self.pooled(features)
         ood = self.ood.score(pooled, texts)
@@ -272,8 +304,8 @@ class Head:
         ]
         rows = [{"task": self.task, **own, **rest} for own, rest in zip(self._values(raw, each), shared)]
         if self.rows is not None and links is not None:
-            for row, told in zip(rows, self.rows.evidence(links)):
-                row |= told
+            for row, evidence in zip(rows, self.rows.evidence(links)):
+                row |= evidence
         asked = np.flatnonzero(nearest)
         if len(asked):
             closest = self.ood.nearest(pooled[asked], max(nearest))

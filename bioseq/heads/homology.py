@@ -54,6 +54,13 @@ class Links:
         some = self.only(keep)
         return Links(len(queries), place[some.owner], *some.arrays()[1:])
 
+    @classmethod
+    def joined(cls, parts: Sequence[Links]) -> Links:
+        """The hits of the queries of all parts, numbered on."""
+        first = np.cumsum([0, *(p.count for p in parts)])
+        columns = zip(*((p.owner + at, *p.arrays()[1:]) for p, at in zip(parts, first)))
+        return cls(int(first[-1]), *(np.concatenate(column) for column in columns))
+
     def distant(self) -> Links:
         """Without near-identical rows."""
         return self.only(self.identity <= NEAR)
@@ -69,15 +76,14 @@ def find_links(
     parts = []
     for at in range(0, len(sequences), 2000):
         some = sequences[at : at + 2000]
-        parts.append(_flat(search(some, reference, SEARCH, threads=threads, quiet=True), at))
+        parts.append(_flat(search(some, reference, SEARCH, threads=threads, quiet=True)))
         if progress is not None:
             progress.add(len(some))
-    columns = (np.concatenate(column) for column in zip(*(p.arrays() for p in parts or [_flat([])])))
-    return Links(len(sequences), *columns)
+    return Links.joined(parts or [_flat([])])
 
 
-def _flat(hits: Sequence[Hits], first: int = 0) -> Links:
-    owner = np.repeat(np.arange(first, first + len(hits)), [len(h) for h in hits])
+def _flat(hits: Sequence[Hits]) -> Links:
+    owner = np.repeat(np.arange(len(hits)), [len(h) for h in hits])
     columns = [
         np.concatenate([np.zeros(0), *(getattr(h, c) for h in hits)])
         for c in ("keys", "bits", "identity", "coverage")

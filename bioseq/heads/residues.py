@@ -1,4 +1,4 @@
-"""Per-residue heads: a stack of 1D convolutions over each residue's embedding, letter and residue block."""
+"""Per-residue heads: a stack of 1D convolutions over each residue's embedding, letter, profile and transferred labels."""
 
 from __future__ import annotations
 
@@ -16,31 +16,30 @@ def flat_residues(features: np.ndarray) -> np.ndarray:
     return features if features.ndim == 2 else np.concatenate(list(features), axis=1)
 
 
-def residue_inputs(features: np.ndarray, sequence: str, block: np.ndarray | None = None) -> np.ndarray:
-    """Inputs of the first convolution: embedding, letter and residue block, float32 [L, D + 21 + B]."""
+def residue_inputs(features: np.ndarray | None, sequence: str, *extra: np.ndarray | None) -> np.ndarray:
+    """Inputs of the first convolution: embedding where it is read, letter, then profile and transferred labels where
+    they are read; float32 [L, D + 21 + B]."""
     letters = np.eye(21, dtype=np.float32)[blocks.codes(sequence)]
-    parts = [flat_residues(features), letters] + ([] if block is None else [block])
-    return np.concatenate(parts, axis=1, dtype=np.float32)
+    parts = [*([] if features is None else [flat_residues(features)]), letters]
+    return np.concatenate([*parts, *(e for e in extra if e is not None)], axis=1, dtype=np.float32)
 
 
 @torch.inference_mode()
 def convolve(
-    features: Sequence[np.ndarray],
-    sequences: Sequence[str],
-    blocks_of: Sequence[np.ndarray] | None,
+    inputs: Sequence[np.ndarray],
     layers: Sequence[tuple[torch.Tensor, torch.Tensor]],
     scaling: tuple[np.ndarray, np.ndarray],
     skip: torch.Tensor | None,
 ) -> list[np.ndarray]:
-    """Outputs float32 [L_i, C]. All proteins lie in one row with gaps as wide as the reach, so that none sees another.
-    `scaling` are mean and scale of the inputs; `skip` [1, H, C] leads from the last H of them to the outputs."""
-    if not len(features):
+    """Outputs float32 [L_i, C] of `residue_inputs`. All proteins lie in one row with gaps as wide as the reach, so that
+    none sees another. `scaling` are mean and scale of the inputs; `skip` [1, H, C] leads from the last H of them to the
+    outputs."""
+    if not len(inputs):
         return []
     reach = sum((w.shape[2] - 1) // 2 for w, _ in layers)
     mean, scale = scaling
     rows, spans, at = [], [], 0
-    for i, (feature, sequence) in enumerate(zip(features, sequences)):
-        x = residue_inputs(feature, sequence, None if blocks_of is None else blocks_of[i])
+    for x in inputs:
         rows += [(x - mean) * scale, np.zeros((reach, x.shape[1]), np.float32)]
         spans.append((at, at + len(x)))
         at += len(x) + reach

@@ -15,7 +15,8 @@ LORA_TARGETS = ("query", "key", "value", "attention.output.dense", "intermediate
 # Sequence features that may stand beside the embedding; bioseq.heads.features computes them.
 ORDER_BLOCKS = ("composition", "dipeptide", "gapped", "terminal")
 SITE_BLOCKS = ("onehot", "pairs", "properties", "mutations", "masked_marginal")
-FEATURE_BLOCKS = ORDER_BLOCKS + SITE_BLOCKS
+PROFILE = "profile"  # of homologs in the shipped reference set; bioseq.heads.profiles computes it
+FEATURE_BLOCKS = (*ORDER_BLOCKS, PROFILE, *SITE_BLOCKS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,12 @@ import torch
 
 from bioseq.heads.features import Context
 from bioseq.heads.homology import Links, TrainingRows
+from bioseq.heads.relatives import Relatives
 from bioseq.heads.residues import flat_residues
 from bioseq.homologs.mmseqs import find_mmseqs
+from bioseq.homologs.reference import open_reference
 from bioseq.inference.predictor import Predictor
-from bioseq.specs.finetune import SITE_BLOCKS
+from bioseq.specs.finetune import PROFILE, SITE_BLOCKS
 from training.finetune.models.rows import Held, Rows
 from training.tables.labels import Labels
 from training.tables.variants import Variants
@@ -50,11 +52,16 @@ class Fit:
     held: Held | None = None
     links: dict[str, Links] = field(default_factory=dict)
     blocks: dict[str, list[np.ndarray]] = field(default_factory=dict)  # residue blocks by part
+    profiles: dict[str, list[np.ndarray]] = field(default_factory=dict)  # profile blocks by part
     training: TrainingRows | None = None
     baselines: dict[str, Any] = field(default_factory=dict)
     relearn: Callable[[np.ndarray, int], np.ndarray] | None = (
         None  # (places in rows, seed) -> outputs on the test part
     )
+
+    def told(self, part: str, links: Links | None = None) -> Relatives:
+        """What homologs say of a part's rows; `links` are the hits that may be looked at."""
+        return Relatives(links, self.blocks.get(part), self.profiles.get(part))
 
 
 def say(text: str) -> None:
@@ -101,6 +108,8 @@ def head_settings(labels: Labels, method: str, chosen: tuple[str, ...], context:
         "targets": list(labels.targets),
         "classes": list(classes),
     }
+    if PROFILE in chosen:
+        settings["reference"] = open_reference("default").hash
     if any(b in SITE_BLOCKS for b in chosen):
         settings |= {"wild_type": context.wild_type, "sites": list(context.sites)}
     return settings

@@ -11,12 +11,18 @@ import numpy as np
 
 from bioseq.heads.head import clean
 from bioseq.heads.homology import Links, TrainingRows, find_links, transfer
-from bioseq.homologs.reference import build_reference
+from bioseq.heads.profiles import SEARCH, find_profiles, pooled_profile, residue_profile
+from bioseq.homologs.mmseqs import find_mmseqs
+from bioseq.homologs.reference import build_reference, open_reference
 from bioseq.output import atomic_file
 from bioseq.progress import Progress
 from bioseq.sequences.fasta import Record
+from bioseq.specs.finetune import PROFILE, FinetuneSpec
 from training.finetune.embeddings import cache_folder
+from training.finetune.fit import say
 from training.tables.labels import Labels
+
+PROFILE_FROM = 500  # rows below which hundreds of columns more say little
 
 
 def training_rows(
@@ -62,6 +68,43 @@ def blocks(links: Links, labels: Labels, outputs: int, *, own: bool) -> Callable
         return transfer(far, labels.y, labels.task, outputs, mask)
 
     return block
+
+
+def wants_profiles(spec: FinetuneSpec, rows: int, alphabet: str) -> bool:
+    """Whether profile blocks are tried: where the spec names them, or leaves the choice and has rows enough."""
+    asked = PROFILE in spec.features if spec.features is not None else rows >= PROFILE_FROM
+    if not asked or spec.homologs != "auto" or alphabet != "protein":
+        return False
+    if find_mmseqs() is None:
+        say("MMseqs2 is not installed: no profiles of homologs are made")
+        return False
+    return True
+
+
+def profiles_cached(
+    sequences: Sequence[str], *, per_residue: bool, cache: str | None, threads: int | None, label: str
+) -> list[np.ndarray]:
+    """The profile block of each cleaned sequence, from the cache if it was found before."""
+    digest = hashlib.sha256(f"{open_reference('default').hash} {SEARCH.hash} {per_residue}".encode())
+    for s in sequences:
+        digest.update(s.encode() + b"\n")
+    file = cache_folder(cache) / f"{digest.hexdigest()}.profiles.npz"
+    cuts = np.cumsum([len(s) for s in sequences])[:-1] if per_residue else np.arange(1, len(sequences))
+    if file.is_file():
+        with np.load(file, allow_pickle=False) as kept:
+            return np.split(kept["blocks"], cuts) if per_residue else list(kept["blocks"])
+    blocks: list[np.ndarray] = []
+    with Progress(len(sequences), label, unit="sequences") as bar:
+        for at in range(0, len(sequences), 500):
+            some = sequences[at : at + 500]
+            found = find_profiles(some, threads=threads, cache=False)
+            blocks += [
+                residue_profile(p).astype(np.float16) if per_residue else pooled_profile(p) for p in found
+            ]
+            bar.add(len(some))
+    with atomic_file(file, force=True) as temporary, open(temporary, "wb") as handle:
+        np.savez(handle, blocks=np.concatenate(blocks) if per_residue else np.stack(blocks))
+    return blocks
 
 
 def residue_blocks_cached(

@@ -52,20 +52,18 @@ def _outputs(
     """(raw outputs, members' outputs [M, N, C] or None per residue)."""
     texts = [clean(s) for s in labels.sequences]
     features = fit.features[part]
-    if head.per_residue:
-        raw: list[Any] = []
-        for at in range(0, len(texts), 512):
-            told = fit.blocks[part][at : at + 512] if "homology" in head.blocks else None
-            raw.extend(head.raw(features[at : at + 512], texts[at : at + 512], None, told))
-        return raw, None
+    told = fit.told(part, links)
+    raw: list[Any] = []
     members = []
     for at in range(0, len(texts), 512):
         some = np.arange(at, min(at + 512, len(texts)))
-        members.append(
-            head.members(
-                features[some], [texts[i] for i in some], None if links is None else links.take(some)
-            )
-        )
+        args = [texts[i] for i in some], told.take(some)
+        if head.per_residue:
+            raw.extend(head.raw(features[at : at + 512], *args))
+        else:
+            members.append(head.members(features[some], *args))
+    if head.per_residue:
+        return raw, None
     each = np.concatenate(members, axis=1)
     return each.mean(0), each
 

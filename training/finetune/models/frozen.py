@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bioseq.specs.finetune import PROFILE
 from training.finetune.metrics import MAIN, main_score
 from training.finetune.models.linear import (
     FREE,
@@ -89,7 +90,8 @@ def candidates(
 ) -> list[tuple[str, tuple[str, ...]]]:
     """(model, blocks) to try. The homology block comes last: a network leads it straight to its outputs."""
     if only is not None:
-        sets: tuple[tuple[str, ...], ...] = (("embedding", *(b for b in only if b != "embedding")),)
+        whole = ("embedding", *(b for b in only if b != "embedding"))
+        sets: tuple[tuple[str, ...], ...] = (tuple(b for b in whole if b != PROFILE),)
     elif not rows.context.wild_type:
         sets = ANY_PROTEIN
     else:
@@ -100,6 +102,8 @@ def candidates(
             sets = tuple(dict.fromkeys(tuple(b for b in s if b != "properties") for s in sets))
         if np.isnan(rows.embeddings).any():  # most were not embedded: the sites say more
             sets = tuple(s for s in sets if "embedding" not in s)
+    if rows.profile is not None:
+        sets = (*sets, (*sets[-1], PROFILE))
     rich = sets[-2:] if rows.context.wild_type else tuple(dict.fromkeys((sets[0], sets[-1])))
     if rows.homology is not None:
         sets = tuple(dict.fromkeys((*sets, *((*s, "homology") for s in sets[-2:]))))
@@ -186,7 +190,7 @@ class _Trial:
         self.task, self.rows, self.n_out, self.chosen = task, rows, n_out, chosen
         self.balance, self.seed = balance, seed
         fixed = tuple(b for b in chosen if b != "homology")
-        self.fixed = columns(fixed, rows.embeddings, rows.sequences, rows.context)
+        self.fixed = columns(fixed, rows.embeddings, rows.sequences, rows.context, profile=rows.profile)
         self.cache: dict[int, Any] = {}
         self.found: dict[Any, list[Any]] = {}
 

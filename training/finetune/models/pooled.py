@@ -41,6 +41,7 @@ class Data:
     held: Held
     features: dict[str, np.ndarray]
     links: dict[str, Links]
+    profiles: dict[str, list[np.ndarray]]
     training: TrainingRows | None
     trained: Labels
     grouped_by: str
@@ -122,6 +123,7 @@ def prepare(
     held = Held(features["test"], [clean(s) for s in test.sequences])
     trained = labels if refit else train
     training, links = None, {}
+    options: dict[str, Any] = {"cache": spec.cache, "threads": spec.threads}
     if spec.homologs == "auto" and alphabet == "protein":
         folder = scratch / "homologs"
         training = homologs.training_rows(
@@ -131,7 +133,6 @@ def prepare(
             say("MMseqs2 is not installed: no homologs are searched among the training rows")
             training = None
         elif variants is None:
-            options: dict[str, Any] = {"cache": spec.cache, "threads": spec.threads}
             all_links = homologs.links_cached(
                 texts, training, label="homologs of the training rows", **options
             )
@@ -142,7 +143,17 @@ def prepare(
             outputs = n_outputs(labels)
             rows.homology = homologs.blocks(all_links, trained, outputs, own=True)
             held.homology = homologs.blocks(links["test"], trained, outputs, own=False)
-    return Data(rows, held, features, links, training, trained, way)
+    profiles = {}
+    if variants is None and homologs.wants_profiles(spec, len(labels), alphabet):
+        every = homologs.profiles_cached(
+            texts, per_residue=False, label="profiles of the training rows", **options
+        )
+        profiles["valid"] = every[len(train) :]
+        profiles["test"] = homologs.profiles_cached(
+            held.sequences, per_residue=False, label="profiles of the test rows", **options
+        )
+        rows.profile, held.profile = np.stack(every), np.stack(profiles["test"])
+    return Data(rows, held, features, links, profiles, training, trained, way)
 
 
 def calibrated_on(data: Data) -> str:
@@ -216,6 +227,7 @@ def fit_pooled(
         rows=rows,
         held=data.held,
         links=data.links,
+        profiles=data.profiles,
         training=data.training,
         relearn=relearn,
     )

@@ -20,10 +20,10 @@ from bioseq.backbones.pooling import EmbedOptions
 from bioseq.heads.calibration import softmax
 from bioseq.heads.features import Context
 from bioseq.heads.head import Head, clean
-from bioseq.heads.residues import residue_inputs
+from bioseq.heads.residues import flat_residues, residue_inputs
 from bioseq.homologs.mmseqs import find_mmseqs
 from bioseq.inference.predictor import Predictor
-from bioseq.specs.finetune import FinetuneSpec
+from bioseq.specs.finetune import PROFILE, FinetuneSpec
 from training.finetune import homologs
 from training.finetune.embeddings import embed_cached
 from training.finetune.fit import Fit, head_settings, say
@@ -32,6 +32,7 @@ from training.tables.splits import Split
 
 Convolutions = list[tuple[torch.Tensor, torch.Tensor]]
 HIDDEN, KERNEL = 64, 11
+EPOCHS_FOR = 60_000  # proteins seen in all, between 6 and 15 epochs
 
 
 @dataclass
@@ -79,15 +80,31 @@ def lay(inputs: list[torch.Tensor], gap: int) -> tuple[torch.Tensor, torch.Tenso
     return x.T[None], inside[None, None]
 
 
+@dataclass
+class Proteins:
+    """Proteins of one part: cleaned sequences, int [L_i] states (-1 masked), and what the head reads beside the
+    letters, where it does: embeddings [L_i, D], profile blocks [L_i, 21], blocks of transferred labels [L_i, B]."""
+
+    sequences: list[str]
+    states: list[np.ndarray]
+    weights: np.ndarray
+    features: list[np.ndarray] | None = None
+    profiles: list[np.ndarray] | None = None
+    labels: list[np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def inputs(self, i: int) -> np.ndarray:
+        parts = [None if p is None else p[i] for p in (self.features, self.profiles, self.labels)]
+        return residue_inputs(parts[0], self.sequences[i], *parts[1:])
+
+
 def fit_residues(
-    features: list[np.ndarray],
-    sequences: list[str],
-    states: list[np.ndarray],
-    weights: np.ndarray,
-    valid: tuple[list[np.ndarray], list[str], list[np.ndarray]],
+    train: Proteins,
+    valid: Proteins,
     classes: int,
     *,
-    block: tuple[list[np.ndarray], list[np.ndarray]] | None = None,
     epochs: int = 15,
     patience: int = 3,
     lr: float = 3e-3,
@@ -96,49 +113,39 @@ def fit_residues(
     seed: int = 0,
     tick: Callable[[str], None] | None = None,
 ) -> ResidueFit:
-    """Train on [L_i, D] features and int [L_i] states (-1 masked), stop on the validation proteins' accuracy.
-    `block` are the residue blocks of the training and the validation proteins."""
+    """Train, and stop on the validation proteins' accuracy."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    extra = block[0] if block else None
-    width = extra[0].shape[1] if extra else 0
-    some = range(min(300, len(features)))
-    sample = np.concatenate(
-        [residue_inputs(features[i], sequences[i], extra[i] if extra else None) for i in some]
-    )
+    skip_width = train.labels[0].shape[1] if train.labels else 0
+    sample = np.concatenate([train.inputs(i) for i in range(min(300, len(train)))])
     mean, spread = sample.mean(0), sample.std(0)
-    if width:  # labels stay logs, letters and shares stay between 0 and 1
-        mean[-width:], spread[-width:] = 0.0, 1.0
-    end = len(mean) - width
-    mean[end - 21 : end], spread[end - 21 : end] = 0.0, 1.0
+    # letters, log-odds, log labels and shares stay what they are
+    own = len(mean) - (flat_residues(train.features[0]).shape[1] if train.features else 0)
+    mean[-own:], spread[-own:] = 0.0, 1.0
     scale = np.where(spread > 1e-6, 1 / np.maximum(spread, 1e-6), 0.0).astype(np.float32)
 
-    def inputs(f: np.ndarray, s: str, b: np.ndarray | None) -> torch.Tensor:
-        return torch.from_numpy((residue_inputs(f, s, b) - mean) * scale)
+    def inputs(part: Proteins, i: int) -> torch.Tensor:
+        return torch.from_numpy((part.inputs(i) - mean) * scale)
 
-    model = Stack(sample.shape[1], classes, dropout, width)
+    model = Stack(sample.shape[1], classes, dropout, skip_width)
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
-    steps = max(1, -(-len(features) // batch))
+    steps = max(1, -(-len(train) // batch))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=epochs * steps, pct_start=0.1)
     gap = KERNEL // 2 * 2
-    checked = [
-        inputs(f, t, block[1][i] if block else None) for i, (f, t) in enumerate(zip(valid[0], valid[1]))
-    ]
+    checked = [inputs(valid, i) for i in range(len(valid))]
     best, best_epoch, waited = -1.0, 0, 0
     kept, skip = model.tensors(), None
     for epoch in range(epochs):
         model.train()
-        for rows in torch.randperm(len(features), generator=generator).split(batch):
+        for rows in torch.randperm(len(train), generator=generator).split(batch):
             chosen = rows.tolist()
-            x, inside = lay(
-                [inputs(features[i], sequences[i], extra[i] if extra else None) for i in chosen], gap
-            )
+            x, inside = lay([inputs(train, i) for i in chosen], gap)
             target = torch.cat(
-                [t for i in chosen for t in (torch.from_numpy(states[i]), torch.full((gap,), -1))]
+                [t for i in chosen for t in (torch.from_numpy(train.states[i]), torch.full((gap,), -1))]
             )
             each = F.cross_entropy(model(x, inside), target, ignore_index=-1, reduction="none")
             row_weight = torch.cat(
-                [torch.full((len(states[i]) + gap,), float(weights[i])) for i in chosen]
+                [torch.full((len(train.states[i]) + gap,), float(train.weights[i])) for i in chosen]
             ) * (target >= 0)
             loss = (each * row_weight).sum() / row_weight.sum().clamp_min(1e-9)
             optimiser.zero_grad()
@@ -146,7 +153,7 @@ def fit_residues(
             optimiser.step()
             schedule.step()
         model.eval()
-        value = accuracy(model, checked, valid[2], gap)
+        value = accuracy(model, checked, valid.states, gap)
         if tick is not None:
             tick(f"epoch {epoch + 1}: accuracy {value:.4f} on validation residues")
         if value > best:
@@ -185,49 +192,76 @@ def fit_residue_head(
     if spec.max_embedded is not None and spec.max_embedded < len(everything):
         draw = np.random.default_rng(spec.seed).choice(len(everything), spec.max_embedded, replace=False)
         embedded = np.sort(draw)  # the others are searched for homologs alone
-    parts = parts | {"train": everything.take(embedded)}
     features = {
         part: embed_cached(
             predictor, some.sequences, ask=options, cache=spec.cache, label=f"embedding the {part} rows"
         )[0]
-        for part, some in parts.items()
+        for part, some in (parts | {"train": everything.take(embedded)}).items()
     }
-    train, valid = parts["train"], parts["valid"]
-    assert train.residues is not None and valid.residues is not None
-    training, links, blocks = None, {}, {}
-    if spec.homologs == "auto" and predictor.alphabet.name == "protein":
+    texts = {part: [clean(s) for s in some.sequences] for part, some in parts.items()}
+    training, links, blocks, profiles = None, {}, {}, {}
+    alphabet = predictor.alphabet.name
+    found: dict[str, Any] = {"cache": spec.cache}
+    if spec.homologs == "auto" and alphabet == "protein":
         if find_mmseqs() is None:
             say("MMseqs2 is not installed: no homologs are searched among the training rows")
         else:
             training = homologs.training_rows(
                 everything, scratch / "homologs", unit=None, licence=spec.licence, variants=False
             )
-            for part, some in parts.items():
+            for part in parts:
                 links[part], blocks[part] = homologs.residue_blocks_cached(
-                    [clean(s) for s in some.sequences],
-                    training,
-                    cache=spec.cache,
-                    label=f"homologs of the {part} rows",
+                    texts[part], training, label=f"homologs of the {part} rows", **found
                 )
+    if homologs.wants_profiles(spec, len(everything) + len(parts["valid"]), alphabet):
+        for part in parts:
+            profiles[part] = homologs.profiles_cached(
+                texts[part],
+                per_residue=True,
+                threads=spec.threads,
+                label=f"profiles of the {part} rows",
+                **found,
+            )
+
+    def proteins(part: str, chosen: tuple[str, ...]) -> Proteins:
+        """What a set of blocks reads of a part; all training rows where it does not read embeddings."""
+        some = np.arange(len(parts[part]))
+        if part == "train" and "embedding" in chosen:
+            some = embedded
+        rows = parts[part].take(some)
+        assert rows.residues is not None
+
+        def of(block: str, values: dict[str, list[np.ndarray]]) -> list[np.ndarray] | None:
+            return [values[part][i] for i in some] if block in chosen else None
+
+        return Proteins(
+            [texts[part][i] for i in some],
+            rows.residues,
+            rows.weights,
+            features[part] if "embedding" in chosen else None,
+            of(PROFILE, profiles),
+            of("homology", blocks),
+        )
+
+    sets: list[tuple[str, ...]] = [("embedding",)]
+    if blocks:
+        sets.append(("embedding", "homology"))
+    if profiles:
+        sets.append((PROFILE, "homology") if blocks else (PROFILE,))
     tried: list[dict[str, Any]] = []
     best: tuple[ResidueFit, dict[str, Any], tuple[str, ...]] | None = None
-    chosen: tuple[str, ...]
-    for chosen in (("embedding",), ("embedding", "homology")):
-        if "homology" in chosen and not blocks:
-            continue
+    for chosen in sets:
+        fitted = proteins("train", chosen)
         got = fit_residues(
-            features["train"],
-            [clean(s) for s in train.sequences],
-            train.residues,
-            train.weights,
-            (features["valid"], [clean(s) for s in valid.sequences], valid.residues),
-            len(train.classes),
-            block=(blocks["train"], blocks["valid"]) if "homology" in chosen else None,
+            fitted,
+            proteins("valid", chosen),
+            len(everything.classes),
+            epochs=max(6, min(15, EPOCHS_FOR // len(fitted))),
             seed=spec.seed,
             tick=say,
         )
         setting = {"model": "convolutions", "hidden": HIDDEN, "kernel": KERNEL, "epochs": got.epoch}
-        record = {**setting, "blocks": list(chosen), "valid": round(got.score, 4)}
+        record = {**setting, "blocks": list(chosen), "rows": len(fitted), "valid": round(got.score, 4)}
         tried.append(record)
         if best is None or got.score > best[0].score:
             best = got, record, chosen
@@ -239,7 +273,7 @@ def fit_residue_head(
     if got.skip is not None:
         tensors["skip.weight"] = got.skip
     return Fit(
-        head_settings(train, "frozen", chosen, Context()),
+        head_settings(everything, "frozen", chosen, Context()),
         tensors,
         features,
         everything,
@@ -249,6 +283,7 @@ def fit_residue_head(
         embedded=embedded,
         links=links,
         blocks=blocks,
+        profiles=profiles,
         training=training,
     )
 
@@ -258,8 +293,7 @@ def outputs_of(fit: Fit, test: Labels) -> list[np.ndarray]:
     head = Head(
         "probe", "per_residue", list(test.classes), fit.settings, _plain_tensors(fit), {}, rows=fit.training
     )
-    told = fit.blocks["test"] if "homology" in head.blocks else None
-    raw = head.raw(fit.features["test"], [clean(s) for s in test.sequences], None, told)
+    raw = head.raw(fit.features["test"], [clean(s) for s in test.sequences], fit.told("test"))
     return [softmax(r.astype(np.float64)) for r in raw]
 
 

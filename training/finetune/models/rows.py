@@ -19,7 +19,7 @@ Transfer = Callable[[np.ndarray], np.ndarray]
 class Rows:
     """What a fit needs: pooled embeddings [N, D], cleaned sequences, y [N, T], weights [N]; `folds` to choose by;
     `refit` says that the chosen model is fitted on all rows, else it is the first fold's. `homology` gives the
-    block of the sequences' homologs."""
+    block of the sequences' homologs, `profile` [N, W] is their profile block."""
 
     embeddings: np.ndarray
     sequences: list[str]
@@ -29,6 +29,7 @@ class Rows:
     refit: bool = False
     context: Context = field(default_factory=Context)
     homology: Transfer | None = None
+    profile: np.ndarray | None = None
 
     @property
     def trained(self) -> np.ndarray:
@@ -54,6 +55,7 @@ class Rows:
             True,
             self.context,
             homology,
+            None if self.profile is None else self.profile[places],
         )
 
 
@@ -64,11 +66,12 @@ class Held:
     embeddings: np.ndarray
     sequences: list[str]
     homology: Transfer | None = None
+    profile: np.ndarray | None = None
 
     def matrix(self, chosen: tuple[str, ...], context: Context, allowed: np.ndarray) -> np.ndarray:
         """The chosen blocks, where the rows `allowed` may be looked at; float32 [N, F]."""
         homology = self.homology(allowed) if "homology" in chosen and self.homology is not None else None
-        parts = columns(chosen, self.embeddings, self.sequences, context, homology)
+        parts = columns(chosen, self.embeddings, self.sequences, context, homology, self.profile)
         return np.concatenate(parts, axis=1, dtype=np.float32)
 
 
@@ -78,9 +81,10 @@ def columns(
     sequences: list[str],
     context: Context,
     homology: np.ndarray | None = None,
+    profile: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """The blocks, [N, width] each."""
-    given = {"embedding": embeddings.reshape(len(embeddings), -1), "homology": homology}
+    given = {"embedding": embeddings.reshape(len(embeddings), -1), "homology": homology, "profile": profile}
     out = []
     for b in chosen:
         block = given.get(b) if b in given else blocks.compute(b, sequences, context)
