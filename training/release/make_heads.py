@@ -77,7 +77,7 @@ def spec(name: str, data: Path, out: Path, base: str, size: Size = "small", **op
         targets=COMPARTMENTS if name == "localization" else CLASSES,
         task="multilabel",
         max_embedded=embedded,
-        features=("composition", "dipeptide", "gapped", "terminal", "profile"),
+        features=("composition", "dipeptide", "gapped", "terminal"),
         models=("mlp",),
         citation=SWISSPROT,
         **common,
