@@ -2,7 +2,8 @@
 
     python benchmarks/heads.py shipped  DATA    the three shipped heads on all held-out rows, beside baselines
     python benchmarks/heads.py gb1      DATA    GB1 two_vs_rest and sampled: 5 seeds, every configuration listed
-    python benchmarks/heads.py coverage DATA    90 % intervals on GB1 sampled's test rows, 5 seeds
+    python benchmarks/heads.py coverage DATA    90 % intervals on GB1 and avGFP, exchangeable splits and two_vs_rest
+    python benchmarks/heads.py few      DATA    24, 96, 384 labels of avGFP beside ridges and the zero-shot score (--seeds 20)
     python benchmarks/heads.py ood      DATA    held-out proteins against their residues shuffled
     python benchmarks/heads.py many             32 frozen heads in one call against one
     python benchmarks/heads.py mixed            LoRA heads mixed in one packed batch against each alone
@@ -197,42 +198,15 @@ def gb1(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def coverage(args: argparse.Namespace) -> dict[str, Any]:
-    """Intervals around the chosen models, on test rows never used before."""
-    from types import SimpleNamespace
+    import _labels
 
-    import torch
+    return _labels.coverage(args, backbone(args.model, args.threads), _gb1, GB1_SETS)
 
-    from bioseq.heads.calibration import half_widths
-    from training.finetune.evaluation.calibrate import calibrate
-    from training.finetune.evaluation.calibrate import coverage as covered
-    from training.finetune.models.frozen import fit_frozen
 
-    model = backbone(args.model, args.threads)
-    parts, rows, held = _gb1(args, model, "sampled")
-    found = []
-    truth = parts["test"].y[:, 0]
-    for seed in range(args.seeds):
-        best = fit_frozen("regression", rows, 1, sets=GB1_SETS[2:3], seed=seed)
-        fitted = calibrate(SimpleNamespace(task="regression"), best.out, best.y, 0.9, best.spread)
-        x = torch.from_numpy(best.standard(held.matrix(best.blocks, rows.context, rows.trained)))
-        members = best.net.members(x).numpy() * best.scale + best.offset
-        value, half = members.mean(0)[:, 0], half_widths(members.std(0), fitted)[:, 0]
-        found.append(
-            {
-                "seed": seed,
-                "coverage": covered(truth, value - half, value + half),
-                "mean_width": float(2 * half.mean()),
-                "varies": "spread" in fitted,
-            }
-        )
-    mean = statistics.mean(f["coverage"] for f in found)
-    return {
-        "backbone": model.weights_hash,
-        "level": 0.9,
-        "seeds": found,
-        "mean": mean,
-        "within_87_93": 0.87 <= mean <= 0.93,
-    }
+def few(args: argparse.Namespace) -> dict[str, Any]:
+    import _labels
+
+    return _labels.few(args, backbone(args.model, args.threads))
 
 
 def ood(args: argparse.Namespace) -> dict[str, Any]:
@@ -416,7 +390,7 @@ def cost(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-WHAT = {f.__name__: f for f in (shipped, gb1, coverage, ood, many, mixed, cost)}
+WHAT = {f.__name__: f for f in (shipped, gb1, coverage, few, ood, many, mixed, cost)}
 
 
 def main() -> None:
@@ -430,6 +404,7 @@ def main() -> None:
     p.add_argument("--threads", type=int, default=None)
     p.add_argument("--seeds", type=int, default=5)
     p.add_argument("--splits", default="two_vs_rest,sampled")
+    p.add_argument("--cache", default=None, help="of embeddings")
     p.add_argument("--embed", action="store_true")
     p.add_argument("--rounds", type=int, default=500, help="of the paired bootstrap")
     p.add_argument("--limit", type=int, default=None, help="held-out rows of shipped and ood")

@@ -249,6 +249,33 @@ def test_few_variants_keep_the_augmented_model_unless_another_is_clearly_better(
     assert "embedding" in fit_frozen("regression", strong, 1, models=("linear",)).blocks
 
 
+def test_networks_need_rows_for_each_site_of_a_protein():
+    from bioseq.heads.features import Context
+    from training.finetune.models.frozen import candidates
+    from training.finetune.models.rows import Rows
+
+    def models(n: int, sites: int) -> set[str]:
+        context = Context("A" * 50, tuple(range(sites)), np.zeros((50, 20), np.float32))
+        rows = Rows(
+            np.zeros((n, 4), np.float32), ["A" * 50] * n, np.zeros((n, 1)), np.ones(n), [], True, context
+        )
+        return {m for m, _ in candidates(rows, ("linear", "mlp"), None)}
+
+    assert models(100, 4) == {"linear", "mlp"} and models(100, 40) == {"linear"}
+
+
+def test_onehot_columns_share_one_scale_in_linear_models():
+    from training.finetune.models.linear import standardise
+
+    x = np.zeros((40, 4), np.float32)
+    x[0, 0] = x[:20, 1] = 1
+    x[:, 3] = np.arange(40)
+    even = standardise(x, [3, 1], [1.0, 1.0], [True, False]).scale
+    assert even[0] == even[1] > 0 and even[2] == 0
+    plain = standardise(x, [3, 1], [1.0, 1.0]).scale
+    assert plain[0] > 2 * plain[1] and plain[3] == even[3]
+
+
 def test_columns_that_no_row_has_change_nothing():
     from training.finetune.models.linear import fit_ridge
 

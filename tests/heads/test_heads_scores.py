@@ -347,6 +347,21 @@ def test_folds_of_a_files_own_split_keep_apart_what_it_keeps_apart(tmp_path, apa
     assert any("close neighbours" in w for w in split.warnings) == (apart == "nothing but rows")
 
 
+def test_position_folds_that_would_measure_hardly_a_row_keep_sets_of_positions_together(tmp_path):
+    labels, wild = scan_table(tmp_path, singles=False, given=True)
+    differs = differences(labels.sequences, wild)
+    few = np.flatnonzero(~differs[:, 40:].any(1) & (differs.sum(1) == 4))[:24]
+    test = np.flatnonzero(differs[:, 40:].any(1) & ~differs[:, :40].any(1))
+    part = np.full(len(labels), -1)
+    part[few], part[test] = TRAIN, TEST
+    labels = replace(labels, part=part).take(np.concatenate([few, test]))
+    split = splits.make_split(labels)
+    rows = np.arange(len(few))
+    folds, by = split.folds(rows)
+    assert split.how["kept_apart"] == "mutated positions" and by == "set of mutated positions"
+    assert sorted(np.concatenate([valid for _, valid in folds]).tolist()) == rows.tolist()
+
+
 def test_unrelated_peptides_of_one_length_are_not_variants(tmp_path):
     rng = np.random.default_rng(0)
     peptides = {"".join(rng.choice(list("ACDEFGHIKLMNPQRSTVWY"), 9)) for _ in range(200)}

@@ -55,13 +55,13 @@ class Split:
             found = position_folds(self.variants.differs[rows], FOLDS, contiguous=contiguous)
             if sum(len(valid) for _, valid in found) >= len(rows) / 2:
                 return found, "mutated position"
-            # most rows have positions of several folds: leave out whole sets of positions
-            kind = "mutations"
+            # most rows mutate positions of several folds, and would be measured in none
         if kind == "mutations" and self.variants is not None:
             folds = grouped_folds(self.variants.order[rows], FOLDS, seed)
             folds = [f for f in folds if min(map(len, f)) >= 10]
             if len(folds) >= 2:
                 return folds, "number of mutations"
+        if kind in ("position", "mutations") and self.variants is not None:
             sets = np.unique(self.variants.differs[rows], axis=0, return_inverse=True)[1].ravel()
             return grouped_folds(sets, FOLDS, seed), "set of mutated positions"
         return grouped_folds(self.groups[rows], FOLDS, seed), self.how.get("groups", "row")

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from bioseq.specs.finetune import PROFILE
-from training.finetune.metrics import MAIN, main_score
+from training.finetune.metrics import MAIN, main_score, paired_bootstrap
 from training.finetune.models.linear import (
     FREE,
     FREE_GAIN,
@@ -40,7 +40,7 @@ SHARES = {
     False: (0.25, 0.5, 1.0, 1.5, 2.0),
     True: (0.2, 0.35, 0.5, 0.65, 0.8),
 }  # of a network beside homologs
-FAR = 0.02  # a network that is so far behind the linear models is not tried on further features
+ROWS_A_SITE = 10  # below, networks are not tried on variants of one protein
 AUGMENTED = ("linear", ("onehot", "masked_marginal"))  # Hsu et al. 2022
 CLEARLY = (
     0.5  # standard errors of a rank correlation by which another must be better than the augmented model
@@ -108,6 +108,8 @@ def candidates(
     if rows.homology is not None:
         sets = tuple(dict.fromkeys((*sets, *((*s, "homology") for s in sets[-2:]))))
         rich = tuple(dict.fromkeys((rich[-1], *((*s, "homology") for s in rich[-2:]))))
+    if "linear" in models and len(rows.y) < ROWS_A_SITE * len(rows.context.sites):
+        rich = ()  # what a network adds are interactions of sites, which so few rows do not show
     out = [("linear", s) for s in sets if "linear" in models]
     # networks on few sets only: the others say little more for their time
     return out + [("mlp", s) for s in rich if "mlp" in models]
@@ -126,16 +128,13 @@ def fit_frozen(
     tick: Callable[[str], None] | None = None,
 ) -> Chosen:
     """Try all candidates (every model on `sets` if they are given) and return the best by the task's main score. For
-    variants of one protein the augmented model stays unless another is clearly better: the more candidates and the
-    fewer rows, the more of the best score is luck."""
+    variants of one protein the augmented model stays unless the paired interval of another's gain lies above zero: the
+    more candidates and the fewer rows, the more of the best score is luck."""
     trials = [(m, s) for m in models for s in sets] if sets is not None else candidates(rows, models, only)
     best: tuple[float, _Trial, Any, dict[str, Any]] | None = None
     augmented: tuple[float, _Trial, Any, dict[str, Any]] | None = None
     tried: list[dict[str, Any]] = []
-    top = {"linear": -np.inf, "mlp": -np.inf}
     for model, chosen in trials:
-        if model == "mlp" and -np.inf < top["mlp"] < top["linear"] - FAR:
-            continue
         trial = _Trial(task, rows, n_out, chosen, balance, seed)
         here = -np.inf
         for key, setting, value in trial.linear() if model == "linear" else trial.network():
@@ -146,15 +145,27 @@ def fit_frozen(
                 best = (value, trial, key, record)
             if (model, chosen) == AUGMENTED and (augmented is None or value > augmented[0]):
                 augmented = (value, trial, key, record)
-        top[model] = max(top[model], here)
         if tick is not None:
             tick(f"{model} on {' + '.join(chosen)}: {MAIN[task]} {here:.3f} on rows held back")
     assert best is not None
-    if augmented is not None and best[0] < augmented[0] + CLEARLY / len(rows.out_of_fold) ** 0.5:
+    if augmented is not None and not _clearly_better(
+        task, rows, best[1].out[best[2]], augmented[1].out[augmented[2]], seed
+    ):
         best = augmented
     found = best[1].finish(best[2], best[3])
     found.tried = tried
     return found
+
+
+def _clearly_better(task: str, rows: Rows, out: np.ndarray, plain: np.ndarray, seed: int) -> bool:
+    """Whether the 95 % interval of a model's gain over another, on rows that neither was fitted on, lies above zero."""
+    y = rows.y[rows.out_of_fold]
+    a, b = as_probabilities(task, out), as_probabilities(task, plain)
+
+    def gain(r: np.ndarray) -> float:
+        return main_score(task, y[r], a[r]) - main_score(task, y[r], b[r])
+
+    return paired_bootstrap(np.arange(len(y)), gain, rounds=200, seed=seed)[1] > 0
 
 
 def fit_again(
@@ -193,6 +204,8 @@ class _Trial:
         self.fixed = columns(fixed, rows.embeddings, rows.sequences, rows.context, profile=rows.profile)
         self.cache: dict[int, Any] = {}
         self.found: dict[Any, list[Any]] = {}
+        # raw outputs on the rows held back, in order of the folds
+        self.out: dict[Any, np.ndarray] = {}
 
     def matrix(self, train: np.ndarray) -> tuple[np.ndarray, list[int]]:
         parts = list(self.fixed)
@@ -207,7 +220,7 @@ class _Trial:
         """(standard, standardised matrix, scaled labels, offset, scale)."""
         x, widths = self.matrix(train)
         gains = [FREE_GAIN if free and b in FREE else 1.0 for b in self.chosen]
-        standard = standardise(x[train], widths, gains)
+        standard = standardise(x[train], widths, gains, [free and b == "onehot" for b in self.chosen])
         offset, scale = _target_scale(self.task, self.rows.y[train])
         return standard, standard(x), (self.rows.y - offset) / scale, offset, scale
 
@@ -239,8 +252,9 @@ class _Trial:
             for a, net in fitted:
                 outs[a].append(_raw(self.task, net, design[valid], offset, scale)[0])
                 self.found.setdefault(("linear", a), []).append((standard, net, offset, scale))
+        self.out |= {("linear", a): np.concatenate(outs[a]) for a in l2s}
         held = self.rows.out_of_fold
-        return [(("linear", a), {"l2": a}, self.value(held, np.concatenate(outs[a]))) for a in l2s]
+        return [(("linear", a), {"l2": a}, self.value(held, self.out["linear", a])) for a in l2s]
 
     def _bagged(self, train: np.ndarray, l2: float) -> Any:
         """Ridges on rows weighted at random (Rubin 1981), so that their spread tells where labels are few."""
@@ -336,7 +350,8 @@ class _Trial:
             self.found.setdefault("mlp", []).append(last[:4])
         assert last is not None
         setting = {"hidden": 96, "members": len(last[1].layers[0][0]), "epochs": last[4]}
-        return [("mlp", setting, self.value(self.rows.out_of_fold, np.concatenate(outs)))]
+        self.out["mlp"] = np.concatenate(outs)
+        return [("mlp", setting, self.value(self.rows.out_of_fold, self.out["mlp"]))]
 
     # ------------------------------------------------------------------ winner
 

@@ -36,10 +36,19 @@ class Standard:
         return np.nan_to_num((x - self.mean) * self.scale, nan=0.0).astype(np.float32)
 
 
-def standardise(x: np.ndarray, widths: Sequence[int], gains: Sequence[float] | None = None) -> Standard:
-    """From training rows [N, F] made of blocks of these widths. Constant columns get scale 0."""
+def standardise(
+    x: np.ndarray, widths: Sequence[int], gains: Sequence[float] | None = None, even: Sequence[bool] = ()
+) -> Standard:
+    """From training rows [N, F] made of blocks of these widths. Constant columns get scale 0. The columns of an `even`
+    block share one scale: a substitution that few rows have is not believed more than one that many have."""
     mean = np.asarray(np.nanmean(x, axis=0, dtype=np.float64))
     spread = np.asarray(np.nanstd(x, axis=0, dtype=np.float64))
+    at = 0
+    for w, same in zip(widths, even):
+        own = spread[at : at + w]
+        if same and own.any():
+            spread[at : at + w] = np.where(own > 1e-8, np.sqrt((own**2).sum() / (own > 1e-8).sum()), 0.0)
+        at += w
     gain = np.concatenate(
         [np.full(w, g / np.sqrt(max(w, 1))) for w, g in zip(widths, gains or [1.0] * len(widths))]
     )
