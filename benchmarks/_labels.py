@@ -144,7 +144,7 @@ def few(args: argparse.Namespace, model: Any) -> dict[str, Any]:
         for size in SIZES:
             scores: dict[str, list[float]] = {}
             chosen, grouped, tested = [], set(), []
-            for seed in range(args.seeds):
+            for seed in range(args.first_seed, args.first_seed + args.seeds):
                 pool, test = draw(u, seed, name != "random")
                 train = pool[:size]
                 rows, held, by = table(u, train, test, seed)
@@ -176,7 +176,7 @@ def few(args: argparse.Namespace, model: Any) -> dict[str, Any]:
                     else None,
                 },
                 "at_least_as_good": bool(paired.mean() >= -0.0005),
-                "seeds": args.seeds,
+                "seeds": [args.first_seed, args.first_seed + args.seeds - 1],
                 "test_rows": [min(tested), max(tested)],
                 "folds_grouped_by": sorted(grouped),
                 "chosen": {c: chosen.count(c) for c in sorted(set(chosen))},

@@ -403,6 +403,7 @@ def main() -> None:
     p.add_argument("--heads", default=str(Path(__file__).parent.parent / "bioseq/models"))
     p.add_argument("--threads", type=int, default=None)
     p.add_argument("--seeds", type=int, default=5)
+    p.add_argument("--first-seed", type=int, default=0, help="of few")
     p.add_argument("--splits", default="two_vs_rest,sampled")
     p.add_argument("--cache", default=None, help="of embeddings")
     p.add_argument("--embed", action="store_true")

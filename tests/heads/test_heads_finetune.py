@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from heads_tables import sequences, table, write_table
 
 from bioseq.bundles.bundle import open_bundle
@@ -274,6 +275,23 @@ def test_onehot_columns_share_one_scale_in_linear_models():
     assert even[0] == even[1] > 0 and even[2] == 0
     plain = standardise(x, [3, 1], [1.0, 1.0]).scale
     assert plain[0] > 2 * plain[1] and plain[3] == even[3]
+
+
+def test_the_members_of_a_ridge_spread_around_it_and_average_to_it():
+    from training.finetune.models.frozen import _Trial
+    from training.finetune.models.rows import Rows
+    from training.tables.dealing import grouped_folds
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 6)).astype(np.float32)
+    y = x[:, :1] + rng.normal(size=(60, 1))
+    rows = Rows(x, ["A"] * 60, y, np.ones(60), grouped_folds(np.arange(60)), True)
+    trial = _Trial("regression", rows, 1, ("embedding",), "auto", 0)
+    every = np.arange(60)
+    (standard, *_), fitted = trial._path(every, (0.1,))
+    members = trial._bagged(every, 0.1)[1].members(torch.from_numpy(standard(x)))
+    np.testing.assert_allclose(members.mean(0), fitted[0][1](torch.from_numpy(standard(x))), atol=1e-5)
+    assert members.std(0).min() > 1e-4
 
 
 def test_columns_that_no_row_has_change_nothing():

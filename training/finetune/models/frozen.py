@@ -148,24 +148,26 @@ def fit_frozen(
         if tick is not None:
             tick(f"{model} on {' + '.join(chosen)}: {MAIN[task]} {here:.3f} on rows held back")
     assert best is not None
-    if augmented is not None and not _clearly_better(
-        task, rows, best[1].out[best[2]], augmented[1].out[augmented[2]], seed
-    ):
-        best = augmented
+    if augmented is not None:
+        other, plain = best[1].out[best[2]], augmented[1].out[augmented[2]]
+        if not _clearly_better(task, rows, other, plain, 0.05 / len(trials), seed):  # Bonferroni
+            best = augmented
     found = best[1].finish(best[2], best[3])
     found.tried = tried
     return found
 
 
-def _clearly_better(task: str, rows: Rows, out: np.ndarray, plain: np.ndarray, seed: int) -> bool:
-    """Whether the 95 % interval of a model's gain over another, on rows that neither was fitted on, lies above zero."""
+def _clearly_better(
+    task: str, rows: Rows, out: np.ndarray, plain: np.ndarray, error: float, seed: int
+) -> bool:
+    """Whether the interval of a model's gain over another, on rows held back, lies above zero; `error` is its level."""
     y = rows.y[rows.out_of_fold]
     a, b = as_probabilities(task, out), as_probabilities(task, plain)
 
     def gain(r: np.ndarray) -> float:
         return main_score(task, y[r], a[r]) - main_score(task, y[r], b[r])
 
-    return paired_bootstrap(np.arange(len(y)), gain, rounds=200, seed=seed)[1] > 0
+    return paired_bootstrap(np.arange(len(y)), gain, level=1 - error, seed=seed)[1] > 0
 
 
 def fit_again(
@@ -257,16 +259,20 @@ class _Trial:
         return [(("linear", a), {"l2": a}, self.value(held, self.out["linear", a])) for a in l2s]
 
     def _bagged(self, train: np.ndarray, l2: float) -> Any:
-        """Ridges on rows weighted at random (Rubin 1981), so that their spread tells where labels are few."""
+        """The ridge, and around it ridges on rows weighted at random (Rubin 1981), so that their spread tells where
+        labels are few. Their mean is moved to the ridge, which needs no averaging."""
         standard, design, y, offset, scale = self.prepared(train, free=True)
-        rng = np.random.default_rng(self.seed)
-        nets = [
-            fit_ridge(
-                design[train], y[train], self.rows.weight[train] * rng.exponential(size=len(train)), (l2,)
-            )[0][1]
-            for _ in range(BAGS)
+        rng, weight = np.random.default_rng(self.seed), self.rows.weight[train]
+
+        def fit(by: np.ndarray | float) -> Net:
+            return fit_ridge(design[train], y[train], weight * by, (l2,))[0][1]
+
+        plain, bags = fit(1.0), stack([fit(rng.exponential(size=len(train))) for _ in range(BAGS)])
+        layers = [
+            (w - w.mean(0) + own, b - b.mean(0) + shift)
+            for (w, b), (own, shift) in zip(bags.layers, plain.layers)
         ]
-        return standard, stack(nets), offset, scale
+        return standard, Net(layers), offset, scale
 
     # ----------------------------------------------------------------- network
 
