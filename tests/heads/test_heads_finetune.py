@@ -292,6 +292,10 @@ def test_the_members_of_a_ridge_spread_around_it_and_average_to_it():
     members = trial._bagged(every, 0.1)[1].members(torch.from_numpy(standard(x)))
     np.testing.assert_allclose(members.mean(0), fitted[0][1](torch.from_numpy(standard(x))), atol=1e-5)
     assert members.std(0).min() > 1e-4
+    # fitted again on all rows the penalty stays what it was for a fold's rows, 0.8 of them
+    final, like = trial.on_all(("linear", 0.1))[1], trial._path(every, (0.08,))[1][0][1]
+    z = torch.from_numpy(standard(x))
+    np.testing.assert_allclose(final.members(z).mean(0), like(z), atol=1e-5)
 
 
 def test_columns_that_no_row_has_change_nothing():

@@ -42,9 +42,6 @@ SHARES = {
 }  # of a network beside homologs
 ROWS_A_SITE = 10  # below, networks are not tried on variants of one protein
 AUGMENTED = ("linear", ("onehot", "masked_marginal"))  # Hsu et al. 2022
-CLEARLY = (
-    0.5  # standard errors of a rank correlation by which another must be better than the augmented model
-)
 BAGS = 5  # ridges on reweighted rows, whose spread shapes the intervals
 ANY_PROTEIN = (
     ("embedding",),
@@ -304,7 +301,7 @@ class _Trial:
             members=5 if self.task == "regression" else 3,
             dropout=0.3 if small else 0.5,
             epochs=FIXED_EPOCHS if self.rows.refit else 60,
-            batch=64 if len(self.rows.y) < 1000 else 256,
+            batch=64 if small else 256,
             seed=self.seed,
         )
         (first, bias), *rest = net.layers
@@ -367,7 +364,9 @@ class _Trial:
         if key == "mlp":
             return self._network(everything, everything[:0])[:4]
         if self.task == "regression":
-            return self._bagged(everything, key[1])
+            # the folds' penalty was in proportion to their rows: it must not grow with those that are added
+            share = float(np.mean([len(train) for train, _ in self.rows.folds or [(everything, None)]]))
+            return self._bagged(everything, key[1] * share / len(everything))
         (standard, _, _, offset, scale), fitted = self._path(everything, (key[1],))
         return standard, fitted[0][1], offset, scale
 
