@@ -365,7 +365,7 @@ class _Trial:
             return self._network(everything, everything[:0])[:4]
         if self.task == "regression":
             # the folds' penalty was in proportion to their rows: it must not grow with those that are added
-            share = float(np.mean([len(train) for train, _ in self.rows.folds or [(everything, None)]]))
+            share = float(np.mean([len(train) for train, _ in self.rows.folds or [(everything, everything)]]))
             return self._bagged(everything, key[1] * share / len(everything))
         (standard, _, _, offset, scale), fitted = self._path(everything, (key[1],))
         return standard, fitted[0][1], offset, scale
