@@ -48,7 +48,7 @@ def whole_stdout() -> Iterator[Path]:
             shutil.copyfileobj(handle, sys.stdout)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -74,7 +74,7 @@ def atomic_file(path: str | Path, *, force: bool = False) -> Iterator[Path]:
             os.fsync(handle.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise _explain(path, error) from error
     finally:
@@ -100,7 +100,7 @@ def atomic_folder(path: str | Path, *, force: bool = False) -> Iterator[Path]:
                 os.chmod(file, 0o644)
         os.chmod(temporary, 0o755)
         _swap(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise _explain(path, error) from error
     finally:

@@ -88,15 +88,21 @@ class Settings:
     max_queued_residues: int = 2_000_000
     # Jobs and files: `data` is where they lie (default: the home), on a disk that all nodes see.
     data: str = ""
-    max_running_jobs: int = 2
+    max_running_jobs: int = 3
     max_running_jobs_per_key: int = 2
     max_jobs_per_key: int = 100
+    # Of one attempt of a job: its time, the memory of its own processes (workers on a cluster are bounded by their
+    # nodes), and what lies in its folder. None for no limit.
+    max_job_hours: float | None = 24.0 * 14
+    max_job_memory_bytes: int | None = None
+    max_job_bytes: int | None = 512 * 1024 * MIB
     max_file_bytes: int = 16 * 1024 * MIB
     max_stored_bytes_per_key: int = 256 * 1024 * MIB
     max_job_workers: int = 64
     job_attempts: int = 5
     file_days: int = 30
     job_days: int = 90
+    usage_days: int = 90  # after which a key's usage is kept as one sum, no longer by the minute
     jobs_poll_s: float = 0.5
     jobs_lease_s: float = 15.0
 

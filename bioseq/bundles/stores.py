@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
 from bioseq.errors import OutputError, RegistryError
-from bioseq.output import atomic_file, atomic_folder
+from bioseq.output import atomic_file, atomic_folder, sync_folder
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -79,6 +79,7 @@ def _placed(target: Path) -> Iterator[Path]:
             yield temporary
         try:
             os.rename(staging, target)  # fails if a folder with files has the name
+            sync_folder(target.parent)
         except OSError as error:
             if not (target / "manifest.json").is_file():
                 raise OutputError(f"cannot write {target}: {error.strerror}.") from error

@@ -257,6 +257,8 @@ def run(
     if address is None:
         check_port(settings)
     stop = stop or threading.Event()
+    # The settings carry it. Ray's workers inherit this environment, those of jobs among them, which need no database.
+    os.environ.pop("BIOSEQ_DATABASE", None)
     with ray_session(settings, address, num_cpus) as ray:
         from ray import serve
         from ray.serve.config import HTTPOptions

@@ -14,7 +14,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Integer, String, func, select, update
+from sqlalchemy import BigInteger, ForeignKey, Integer, String, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import Mapped, mapped_column
@@ -193,6 +193,18 @@ class Keys:
             row = session.get(Usage, (key.id, minute))
             limit = key.requests_per_minute
             return "requests" if row and limit is not None and row.requests >= limit else "tokens"
+
+    def fold(self, before: datetime.datetime) -> int:
+        """Add usage from before a time up to one row a key, so that the table does not grow for ever. Returns how many
+        rows went."""
+        minute = int(before.timestamp() // 60)
+        with self.database.session() as session:
+            old = (Usage.minute > 0, Usage.minute < minute)
+            sums = select(Usage.key_id, func.sum(Usage.requests), func.sum(Usage.tokens)).where(*old)
+            for key_id, requests, tokens in session.execute(sums.group_by(Usage.key_id)).all():
+                session.execute(self._upsert(key_id, 0, int(requests), int(tokens)))
+            done: Any = session.execute(delete(Usage).where(*old))
+            return int(done.rowcount)
 
     def used(self, key_id: str, *, since_minute: int = 0) -> tuple[int, int]:
         """Requests and tokens of a key since a minute."""

@@ -21,6 +21,7 @@ from typing import Any
 import anyio.to_thread
 from sqlalchemy import delete, func, select
 
+from bioseq.output import sync_folder
 from serving.database.base import Database, now
 from serving.jobs.store import _using
 from serving.jobs.tables import FileRow
@@ -120,6 +121,8 @@ class FileStore:
     def _enter(self, folder: Path, row: FileRow, max_stored: int) -> None:
         target = self.root / row.id
         os.rename(folder, target)
+        for changed in (target, self.root):  # a rename is lost with the power until its folder is synced
+            sync_folder(changed)
         try:
             with self.database.session() as session:
                 session.add(row)

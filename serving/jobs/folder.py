@@ -6,6 +6,7 @@ spec.json      the job's spec with real paths
 run.lock       held by flock by the runner and its command, so that no two run at a time
 log.txt        what the commands printed, all attempts one after another
 progress.json  {"label", "done", "total", "unit", "fraction"}
+begun-N.json   written when attempt N begins its commands: without it nothing ran
 exit-N.json    how attempt N ended; written once, atomically
 work/          prepared corpus, embeddings
 output/        the result
@@ -50,6 +51,20 @@ class JobFolder:
 
     def exit(self, attempt: int) -> dict[str, Any] | None:
         return self.read(f"exit-{attempt}.json")
+
+    def began(self, attempt: int) -> bool:
+        return self.read(f"begun-{attempt}.json") is not None
+
+    def size(self) -> int:
+        """Bytes of all its files."""
+        total = 0
+        for parent, _, names in os.walk(self.path):
+            for name in names:
+                try:
+                    total += os.lstat(os.path.join(parent, name)).st_size
+                except OSError:
+                    continue
+        return total
 
     def progress(self) -> dict[str, Any] | None:
         found = self.read("progress.json")

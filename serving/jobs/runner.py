@@ -27,6 +27,7 @@ MAX_LOG = 64 << 20  # bytes; what a command prints beyond is dropped
 LOCK_S = 180.0
 GRACE_S = 10.0
 HIDDEN = ("BIOSEQ_DATABASE", "BIOSEQ_API_KEY")  # a job needs neither
+LOOK_S = 2.0  # between two looks at memory and disk
 
 
 class Runner:
@@ -35,6 +36,8 @@ class Runner:
         self.attempt = attempt
         self.parent = os.getppid()
         self.why: str | None = None  # why it was told to end
+        self.over: str | None = None  # the limit that it passed
+        self.limits: dict[str, float] = {}
         self.child: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> int:
@@ -50,6 +53,9 @@ class Runner:
         plan = self.folder.read("plan.json")
         if plan is None or plan["attempt"] != self.attempt:
             return self._exit(began, 1, "superseded")
+        self.limits = plan.get("limits", {})
+        self.folder.write(f"begun-{self.attempt}.json", {"attempt": self.attempt, "began": round(began, 3)})
+        threading.Thread(target=self._bound, args=(time.monotonic(),), daemon=True).start()
         os.set_inheritable(lock, True)
         code, error = 0, None
         for command in plan["commands"]:
@@ -120,6 +126,23 @@ class Runner:
             elif self.folder.fence() > self.attempt:
                 self.stop("superseded")
 
+    def _bound(self, began: float) -> None:
+        """End the run when it passes a limit. Memory is that of this process and its children: what workers of a
+        cluster take elsewhere is bounded by the nodes."""
+        hours, memory, disk = (self.limits.get(k) or float("inf") for k in ("hours", "memory", "disk"))
+        while self.over is None and self.why is None:
+            time.sleep(min(LOOK_S, max(0.1, hours * 3600)))
+            if time.monotonic() - began > hours * 3600:
+                self.over = f"it ran longer than this server's limit of {hours:g} hours"
+            elif memory < float("inf") and (used := _memory()) > memory:
+                self.over = (
+                    f"it took {used >> 20} MiB of memory; this server's limit is {int(memory) >> 20} MiB"
+                )
+            elif disk < float("inf") and (used := self.folder.size()) > disk:
+                self.over = f"it wrote {used >> 20} MiB; this server's limit is {int(disk) >> 20} MiB"
+        if self.over is not None:
+            self.stop("over a limit")
+
     def _cut_off(self, address: str) -> None:
         """A command that failed because its cluster is going down is not at fault. We hear of that a moment
         later than it does."""
@@ -133,7 +156,7 @@ class Runner:
 
     def _exit(self, began: float, code: int, error: str | None) -> int:
         state: dict[str, Any] = {
-            "attempt": self.attempt, "code": code, "error": error, "why": self.why,
+            "attempt": self.attempt, "code": code, "error": error, "why": self.why, "over": self.over,
             "began": round(began, 3), "ended": round(time.time(), 3),
         }  # fmt: skip
         self.folder.write(f"exit-{self.attempt}.json", state)
@@ -154,6 +177,19 @@ class _Tail:
             if b"error:" in line:
                 text = line.decode("utf-8", "replace").strip()
                 self.error = text.split("error:", 1)[1].strip()[:2000] or text[:2000]
+
+
+def _memory() -> int:
+    """Resident bytes of this process and all its children."""
+    import psutil
+
+    me, total = psutil.Process(), 0
+    for process in (me, *me.children(recursive=True)):
+        try:
+            total += process.memory_info().rss
+        except psutil.Error:
+            continue
+    return total
 
 
 def _die_with_parent() -> None:

@@ -16,8 +16,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from bioseq.errors import BioseqError
+from bioseq.errors import BioseqError, RegistryError
 from serving.database.base import Database, now
+from serving.database.keys import Keys
 from serving.jobs import executors, finish
 from serving.jobs.admission import can_resume, materialise
 from serving.jobs.executors import Executor, job_of, run_name
@@ -51,6 +52,7 @@ class Scheduler:
         self.settings, self.executor, self.finisher = settings, executor, finisher
         self.store = JobStore(database)
         self.files = FileStore(database, settings.data)
+        self.keys = Keys(database)
         self.lease = lease or Lease(database, seconds=settings.jobs_lease_s)
         self.lost_s = lost_s
         self._swept = 0.0
@@ -125,12 +127,16 @@ class Scheduler:
         (folder.path / "spec.json").write_text(spec.to_json(), "utf-8")
         env = {
             "BIOSEQ_PROGRESS_FILE": str(folder.progress_file),
+            "BIOSEQ_FENCE": str(job.attempt),
             "PYTHONUNBUFFERED": "1",
             **_registry_env(self.settings),
             **({"RAY_ADDRESS": self.executor.address} if self.executor.address else {}),
         }
         commands = [*before, [job.kind, "--spec", str(folder.path / "spec.json")]]
-        folder.write("plan.json", {"attempt": job.attempt, "commands": commands, "env": env})
+        s = self.settings
+        limits = {"hours": s.max_job_hours, "memory": s.max_job_memory_bytes, "disk": s.max_job_bytes}
+        plan = {"attempt": job.attempt, "commands": commands, "env": env, "limits": limits}
+        folder.write("plan.json", plan)
         folder.write("fence.json", {"attempt": job.attempt})
         folder.note(f"attempt {job.attempt} of {job.kind} {job.id}")
 
@@ -172,6 +178,8 @@ class Scheduler:
             self._succeed(job)
         elif job.cancel:
             self.store.end(self.lease, job, CANCELLED, "cancelled")
+        elif ended.get("over"):
+            self.store.end(self.lease, job, FAILED, f"{ended['over']}.")
         elif why is not None:
             self._lost(job, f"its run was {why}")
         elif code < 0:
@@ -184,6 +192,8 @@ class Scheduler:
         folder = self.folder(job)
         try:
             self.store.renew(self.lease)
+            if job.register is not None and not self.store.claim(job.owner, job.register, job.id):
+                raise RegistryError(f"the name {job.register!r} is another's by now.", hint="Choose another.")
             done = self.finisher(self.settings, job, folder)
         except BioseqError as error:
             self.store.end(self.lease, job, FAILED, f"it ran, but its result was not taken: {error}")
@@ -191,7 +201,8 @@ class Scheduler:
         self.store.end(self.lease, job, SUCCEEDED, done.note, done.registered)
 
     def _lost(self, job: Started, why: str) -> None:
-        if not can_resume(job.kind, job.spec):
+        began = self.folder(job).began(job.attempt)  # else this scheduler or another died before it was sent
+        if began and not can_resume(job.kind, job.spec):
             reason = f"{why}; a {job.kind} job of this method cannot resume. Submit it again."
             self.store.end(self.lease, job, FAILED, reason)
         elif job.failures + 1 >= self.settings.job_attempts:
@@ -215,6 +226,7 @@ class Scheduler:
             return
         self._swept = time.monotonic()
         self.files.sweep()
+        self.keys.fold(now() - datetime.timedelta(days=self.settings.usage_days))
         before = now() - datetime.timedelta(days=self.settings.job_days)
         for job_id in self.store.old(before):
             self.store.forget(job_id)

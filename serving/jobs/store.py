@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import func, select, text, update
+from sqlalchemy.dialects.postgresql import insert as postgres_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import Session
 
 from serving.database.base import Database, now
 from serving.jobs.lease import Lease
-from serving.jobs.tables import ACTIVE, CANCELLED, ENDED, PENDING, RUNNING, FileRow, JobRow
+from serving.jobs.tables import ACTIVE, CANCELLED, ENDED, PENDING, RUNNING, FileRow, JobRow, NameRow
 from serving.problems import Problem
 
 Rows = list[JobRow]  # the method `JobStore.list` hides the type's name inside the class
@@ -191,16 +193,32 @@ class JobStore:
             if row is not None and row.state in ENDED:
                 session.delete(row)
 
-    def owns_name(self, owner: str, name: str) -> bool:
-        """Whether the last job that registered `name` was this owner's."""
+    def owner_of(self, name: str) -> str | None:
+        """The key that a model's name belongs to; None if to none."""
         with self.database.session() as session:
-            last = session.scalar(
-                select(JobRow.owner)
-                .where(JobRow.register == name, JobRow.registered.is_not(None))
-                .order_by(JobRow.number.desc())
+            return session.scalar(select(NameRow.owner).where(NameRow.name == name))
+
+    def claim(self, owner: str, name: str, job_id: str | None = None, *, take: bool = False) -> bool:
+        """Make `name` the owner's; False if it is another's. A name that another claimed is free again when none of
+        that owner's jobs has registered it or still may. With `take`, it passes to this owner in any case."""
+        with self.database.session() as session:
+            insert = sqlite_insert if self.database.is_sqlite else postgres_insert
+            made = insert(NameRow).values(name=name, owner=owner, since=now(), registered=False)
+            session.execute(made.on_conflict_do_nothing(index_elements=[NameRow.name]))
+            row = session.get(NameRow, name, with_for_update=True)
+            assert row is not None
+            if row.owner == owner:
+                row.registered = row.registered or job_id is not None
+                return True
+            waiting = session.scalar(
+                select(JobRow.id)
+                .where(JobRow.register == name, JobRow.owner == row.owner, JobRow.state.in_(ACTIVE))
                 .limit(1)
             )
-        return last == owner
+            if take or not (row.registered or waiting):
+                row.owner, row.since, row.registered = owner, now(), job_id is not None
+                return True
+            return False
 
     # ---------------------------------------------------------------------------------------------- scheduler
 
@@ -212,8 +230,10 @@ class JobStore:
         """Move one job from PENDING to RUNNING, with its next attempt number, if there is room.
 
         Fair by key: of the keys with a pending job, the one with the fewest running jobs is next; of those, the
-        one whose last start is longest ago; inside a key, in the order of submission. Raises `LeaseLost`.
+        one whose last start is longest ago; inside a key, in the order of submission. One key never takes the last
+        place, so that its long jobs keep no other key waiting for them. Raises `LeaseLost`.
         """
+        max_running_per_key = min(max_running_per_key, max(1, max_running - 1))
         with self.database.session() as session:
             lease.hold(session)
             busy: dict[str, int] = dict(

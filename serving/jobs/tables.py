@@ -61,6 +61,18 @@ class JobRow(Base):
     registered: Mapped[str | None] = mapped_column(String(200))
 
 
+class NameRow(Base):
+    """Whose a model's name is: of the key whose job was the first to ask for it, kept for ever once it registered.
+    Names without a row belong to the operator."""
+
+    __tablename__ = "names"
+
+    name: Mapped[str] = mapped_column(String(120), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(16), index=True)
+    since: Mapped[datetime.datetime] = mapped_column(UtcTime)
+    registered: Mapped[bool] = mapped_column(Boolean)
+
+
 class LeaseRow(Base):
     """Who may act as `name`. `token` grows with every holder: a write under an old one is refused."""
 

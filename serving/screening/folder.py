@@ -81,11 +81,15 @@ class Lock:
 
     flock tells on one host whether the owner lives (the kernel drops it with the process, however it dies).
     Network filesystems may keep flock to one host: an owner elsewhere counts as alive while it touches the
-    file, at least every 15 s, and as dead 120 s after.
+    file, at least every 15 s, and as dead 120 s after. A job of the service has a fencing token, its attempt
+    (`fence`, by default $BIOSEQ_FENCE): a later one takes over at once, because its scheduler gave the earlier up, and
+    what the earlier still writes is not committed.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, fence: int | None = None):
         self.path, self.attempt, self._fd = path, 0, -1
+        told = os.environ.get("BIOSEQ_FENCE", "")
+        self.fence = fence if fence is not None else int(told) if told.isdigit() else 0
         self._stop = threading.Event()
 
     def acquire(self, least: int) -> int:
@@ -102,7 +106,8 @@ class Lock:
             raise self._held(owner) from None
         owner = self._read()
         elsewhere = owner and owner.get("host") != socket.gethostname() and not owner.get("released")
-        if elsewhere and time.time() - os.fstat(self._fd).st_mtime < STALE_S:
+        superseded = self.fence > int(owner.get("fence", 0)) > 0
+        if elsewhere and not superseded and time.time() - os.fstat(self._fd).st_mtime < STALE_S:
             os.close(self._fd)
             raise self._held(owner)
         self.attempt = max(least, int(owner.get("attempt", 0))) + 1
@@ -144,6 +149,7 @@ class Lock:
             "pid": os.getpid(),
             "started": psutil.Process().create_time(),
             "attempt": self.attempt,
+            "fence": self.fence,
             "released": released,
         }
         data = (json.dumps(owner) + "\n").encode()

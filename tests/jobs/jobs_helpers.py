@@ -33,6 +33,7 @@ class NoOp:
         assert run not in self.runs, f"{run} was started twice"
         self.runs[run] = RUNNING
         self.folders[run] = (folder, attempt)
+        folder.write(f"begun-{attempt}.json", {"attempt": attempt})
         self.order.append(run)
         self.most = max(self.most, sum(s == RUNNING for s in self.runs.values()))
 

@@ -26,8 +26,11 @@ def folder(tmp_path: Path) -> JobFolder:
     return made
 
 
-def plan(folder: JobFolder, attempt: int, *commands: list[str], env: dict[str, str] | None = None) -> None:
-    folder.write("plan.json", {"attempt": attempt, "commands": list(commands), "env": env or {}})
+def plan(
+    folder: JobFolder, attempt: int, *commands: list[str], env: dict[str, str] | None = None, **limits: float
+) -> None:
+    made = {"attempt": attempt, "commands": list(commands), "env": env or {}, "limits": limits}
+    folder.write("plan.json", made)
     folder.write("fence.json", {"attempt": attempt})
 
 
@@ -162,3 +165,17 @@ def test_a_log_without_end_is_cut(folder, monkeypatch):
     assert made._run(["--help"], {}, lock)[0] == 0
     os.close(lock)
     assert folder.log.read_text().endswith("the log is full; the job goes on\n")
+
+
+@pytest.mark.parametrize(
+    ("limit", "word"),
+    [({"hours": 1 / 3600}, "hours"), ({"memory": 1 << 20}, "memory"), ({"disk": 10}, "wrote")],
+)
+def test_a_run_over_a_limit_is_ended_and_says_which(folder, limit, word):
+    sequence = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ" * 30
+    (folder.path / "in.fasta").write_text("".join(f">s{i}\n{sequence}\n" for i in range(3000)))
+    plan(folder, 1, ["embed", str(folder.path / "in.fasta"), "-o", str(folder.path / "o.npz")], **limit)
+    assert start(folder, 1).wait(120) == 1
+    told = folder.exit(1)
+    assert told["why"] == "over a limit" and word in told["over"]
+    assert folder.began(1)

@@ -169,7 +169,7 @@ def test_a_lease_that_was_given_back_is_taken_at_once(rig):
 
 
 def test_a_restarted_scheduler_finds_running_jobs_and_starts_none_twice(rig):
-    r = rig(max_running_jobs=3, max_running_jobs_per_key=3)
+    r = rig(max_running_jobs=4, max_running_jobs_per_key=3)
     rows = [r.submit() for _ in range(5)]
     r.scheduler.tick()
     r.scheduler.close()
@@ -410,3 +410,93 @@ def test_what_cannot_be_started_for_too_long_is_lost(rig, monkeypatch):
     for _ in range(4):
         r.scheduler.tick()
     assert r.state(row) == FAILED
+
+
+def test_a_job_whose_scheduler_died_before_sending_it_is_started_though_it_cannot_resume(rig):
+    r = rig()
+    lora = r.submit(kind="finetune", spec={**FINETUNE, "method": "lora"})
+    r.scheduler.lease.acquire()
+    assert r.store.start_next(r.scheduler.lease, max_running=2, max_running_per_key=2)
+    r.scheduler.lease.release()  # it dies here: nothing was written or sent
+    assert r.state(lora) == RUNNING and not r.executor.runs
+    other = r.new_scheduler()
+    other.tick()
+    other.tick()
+    assert r.state(lora) == RUNNING and len(r.executor.running()) == 1
+    r.executor.finish(r.run_of(lora))
+    other.tick()
+    assert r.state(lora) == SUCCEEDED
+
+
+def test_a_limit_that_was_passed_fails_the_job_and_is_not_tried_again(rig):
+    r = rig(max_job_hours=1.5, max_job_memory_bytes=1 << 30, max_job_bytes=None)
+    row = r.submit()
+    r.scheduler.tick()
+    folder, _ = r.executor.folders[r.run_of(row)]
+    assert folder.read("plan.json")["limits"] == {"hours": 1.5, "memory": 1 << 30, "disk": None}
+    folder.write(
+        "exit-1.json",
+        {
+            "attempt": 1,
+            "code": -15,
+            "error": None,
+            "why": "over a limit",
+            "over": "it ran longer than allowed",
+        },
+    )
+    r.scheduler.tick()
+    assert r.state(row) == FAILED and r.store.get(row.id).reason == "it ran longer than allowed."
+
+
+def test_one_keys_jobs_leave_a_place_for_another(rig):
+    r = rig(max_running_jobs=3, max_running_jobs_per_key=3)
+    for _ in range(5):
+        r.submit("a")
+    r.scheduler.tick()
+    assert len(r.executor.running()) == 2
+    other = r.submit("b")
+    r.scheduler.tick()
+    assert r.state(other) == RUNNING
+
+
+def test_a_name_belongs_to_the_key_that_asked_first_and_is_never_forgotten(rig):
+    r = rig()
+    assert r.store.claim("a", "head")
+    first = r.submit("a", register="head")
+    assert not r.store.claim("b", "head")
+    r.finish_all()
+    assert r.state(first) == SUCCEEDED
+    r.store.forget(first.id)  # as the sweep does after 90 days
+    assert r.store.owner_of("head") == "a" and not r.store.claim("b", "head")
+    # A name that nothing was registered under is free again.
+    assert r.store.claim("a", "other") and r.store.claim("b", "other")
+
+
+def test_a_job_does_not_register_under_a_name_that_is_anothers_by_then(rig):
+    r = rig()
+    row = r.submit("a", register="head")
+    r.scheduler.tick()
+    assert r.store.claim("boss", "head", "some job", take=True)
+    r.executor.finish(r.run_of(row))
+    r.scheduler.tick()
+    assert r.state(row) == FAILED and "another" in r.store.get(row.id).reason
+
+
+def test_old_usage_is_folded_and_its_sum_kept(rig):
+    import datetime
+
+    from serving.database.base import now
+    from serving.database.keys import Keys, Usage
+
+    r = rig()
+    keys = Keys(r.database)
+    info, _ = keys.create("alice")
+    minute = int(now().timestamp() // 60)
+    keys.add_usage(
+        {(info.id, minute - 200_000 + i): (1, 10) for i in range(50)} | {(info.id, minute): (1, 1)}
+    )
+    assert keys.fold(now() - datetime.timedelta(days=90)) == 50
+    with r.database.session() as session:
+        assert session.query(Usage).count() == 2
+    assert keys.used(info.id) == (51, 501) and keys.used(info.id, since_minute=minute) == (1, 1)
+    assert keys.fold(now() - datetime.timedelta(days=90)) == 0

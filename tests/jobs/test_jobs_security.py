@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import tarfile
 from pathlib import Path
@@ -295,3 +296,21 @@ async def test_what_users_send_appears_in_no_log(api, keys, settings):
     assert log and all(json.loads(line) for line in log.splitlines())
     for secret in (canary, "secretname", "secretlib", "secretcolumn", keys["alice"].rsplit("_", 1)[1]):
         assert secret not in log
+
+
+def test_the_services_database_is_not_in_the_environment_that_rays_workers_inherit(settings, monkeypatch):
+    from serving.cluster import running
+
+    class Stop(Exception):
+        pass
+
+    def session(given, *_):
+        assert given.database.endswith("secret.sqlite") and "BIOSEQ_DATABASE" not in os.environ
+        raise Stop
+
+    for name in ("check_model", "check_keys", "check_port"):
+        monkeypatch.setattr(running, name, lambda *_: None)
+    monkeypatch.setattr(running, "ray_session", session)
+    monkeypatch.setenv("BIOSEQ_DATABASE", "sqlite:////tmp/secret.sqlite")
+    with pytest.raises(Stop):
+        running.run(settings(database=""))

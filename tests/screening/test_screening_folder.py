@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import time
 import pytest
 
 from bioseq.errors import OutputError, SpecError
-from serving.screening.folder import Receipt, RunFolder, differences, file_sha256
+from serving.screening.folder import Lock, Receipt, RunFolder, differences, file_sha256
 
 MANIFEST = {"inputs": [{"name": "a.fasta", "sha256": "1"}], "model": {"hash": "x"}, "settings": {"top": None}}
 
@@ -157,3 +158,23 @@ def test_differences_name_every_change():
         "a.b was 1, now 2",
         "c was [1], now [1, 2]",
     ]
+
+
+def test_a_later_attempt_of_a_job_takes_a_run_over_from_another_host_at_once(tmp_path, monkeypatch):
+    """Its host died with it, a moment ago."""
+    path = tmp_path / "lock.json"
+    monkeypatch.setattr("socket.gethostname", lambda: "lost-host")
+    old = Lock(path, fence=1)
+    assert old.acquire(0) == 1
+    fcntl.flock(old._fd, fcntl.LOCK_UN)  # a lock that is kept to one host
+    monkeypatch.setattr("socket.gethostname", lambda: "new-host")
+    for fence in (0, 1):  # by hand, or the same attempt
+        with pytest.raises(OutputError, match="being written"):
+            Lock(path, fence=fence).acquire(0)
+    monkeypatch.setenv("BIOSEQ_FENCE", "2")
+    new = Lock(path)
+    assert new.acquire(0) == 2
+    with pytest.raises(OutputError, match="taken over"):
+        old.check()
+    old._stop.set()
+    new.release()

@@ -126,24 +126,27 @@ def _context(request: Request, key: KeyInfo) -> Context:
 
 
 def _may_register(request: Request, key: KeyInfo, name: str) -> None:
-    """A name belongs to the key whose job registered it last; names from elsewhere belong to admins."""
-    service = service_of(request)
+    """A name belongs to the key whose job asked for it first; names that models have from elsewhere to admins."""
+    service, jobs, admin = service_of(request), _jobs(request), key.allows("admin")
     try:
         taken = service.catalogue.any(name)
     except NotFoundError:
-        return
-    if name in taken.aliases or taken.shipped:
+        taken = None
+    if taken is not None and (name in taken.aliases or taken.shipped):
         raise Problem(
             422, "request.invalid", "spec.register: that is an alias or a shipped model. Choose another name.",
             field="spec.register",
         )  # fmt: skip
-    if not key.allows("admin") and not _jobs(request).owns_name(key.id, name):
+    theirs = taken is not None and jobs.owner_of(name) != key.id
+    if not admin and (theirs or not jobs.claim(key.id, name)):
         raise Problem(
             403,
             "auth.forbidden",
             "spec.register: that name is another's. Choose another.",
             field="spec.register",
         )
+    if admin:
+        jobs.claim(key.id, name, take=True)
 
 
 @router.post(
