@@ -31,6 +31,7 @@ EXTRAS = {  # what the other two packages add; the text is here so that help nee
     "report": ("serve", "build the report of a screen again"),
     "pretrain": ("train", "train a protein language model on sequences"),
     "finetune": ("train", "train a property head on a table of labels"),
+    "campaign": ("train", "rounds of design and measurement: which variants next"),
     "serve": ("serve", "start the REST API"),
     "jobs": ("serve", "submit and follow jobs on a server"),
     "keys": ("serve", "create, list and revoke API keys"),

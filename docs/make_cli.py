@@ -12,7 +12,8 @@ os.environ["COLUMNS"] = "100"
 
 from bioseq.cli import CORE, EXTRAS, main
 
-SUB = {"pretrain": ("prepare", "run"), "models": (), "jobs": (), "keys": ()}
+VERBS = ("new", "propose", "ingest", "mark", "status", "report", "simulate")
+SUB = {"campaign": VERBS, "pretrain": ("prepare", "run"), "models": (), "jobs": (), "keys": ()}
 
 
 def help_of(*words: str) -> str:

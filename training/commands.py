@@ -9,6 +9,12 @@ def pretrain(argv: list[str]) -> int:
     return main(argv)
 
 
+def campaign(argv: list[str]) -> int:
+    from training.campaigns.command import main
+
+    return main(argv)
+
+
 def finetune(argv: list[str]) -> int:
     from training.finetune.command import main
 

@@ -1,0 +1,77 @@
+"""A campaign's state: a fold over its ledger. Later events of a well replace earlier ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bioseq.campaigns.ledger import Event
+
+OPEN = ("proposed", "ordered")
+
+
+@dataclass
+class State:
+    """`wells` is the last event by (round, well); a measurement that was never proposed has a well `+N`."""
+
+    wells: dict[tuple[int, str], Event] = field(default_factory=dict)
+    rounds: int = 0
+    abandoned: set[str] = field(default_factory=set)
+    sources: set[str] = field(default_factory=set)
+
+    @classmethod
+    def fold(cls, events: Sequence[Event]) -> State:
+        state = cls()
+        for e in events:
+            state.wells[e.round, e.well] = e
+            if e.event == "proposed":
+                state.rounds = max(state.rounds, e.round)
+            elif e.event == "abandoned":
+                state.abandoned.add(e.variant)
+            if e.event in ("measured", "failed"):
+                state.sources.add(e.source)
+        return state
+
+    def count(self, event: str) -> int:
+        return sum(e.event == event for e in self.wells.values())
+
+    @property
+    def pending(self) -> list[str]:
+        return sorted({e.variant for e in self.wells.values() if e.event in OPEN and e.variant != "WT"})
+
+    def untouched(self, round_: int) -> bool:
+        """Whether a round was proposed and nothing else happened to its wells."""
+        events = {e.event for (r, _), e in self.wells.items() if r == round_}
+        return events == {"proposed"}
+
+    def measured(self, objective: int) -> dict[str, tuple[float, int, float | None, int]]:
+        """By variant: mean after plate effects, number of values, standard error if given, first round. The plate effect
+        of a round is the mean of its wild-type wells less the mean of all, where a round has two or more."""
+        rows = [
+            (e.round, e.variant, e.values[objective], e.errors[objective])
+            for _, e in sorted(self.wells.items())
+            if e.event == "measured" and e.values[objective] is not None
+        ]
+        controls: dict[int, list[float]] = {}
+        for r, variant, value, _ in rows:
+            if variant == "WT" and value is not None:
+                controls.setdefault(r, []).append(value)
+        means = {r: float(np.mean(v)) for r, v in controls.items() if len(v) > 1}
+        centre = float(np.mean(list(means.values()))) if means else 0.0
+        found: dict[str, list[tuple[float, float | None, int]]] = {}
+        for r, variant, value, error in rows:
+            if value is not None:
+                found.setdefault(variant, []).append((value - means.get(r, centre) + centre, error, r))
+        out = {}
+        for variant, values in found.items():
+            errors = [e for _, e, _ in values if e is not None]
+            error = float(np.sqrt(np.mean(np.square(errors)) / len(values))) if errors else None
+            out[variant] = (
+                float(np.mean([v for v, _, _ in values])),
+                len(values),
+                error,
+                min(r for *_, r in values),
+            )
+        return out

@@ -1,0 +1,300 @@
+"""A campaign from its start to its report, repeats, kills, and input that is refused."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bioseq.campaigns.campaign import Campaign, Objective, Settings, read_csv, wells
+from bioseq.campaigns.ingest import ingest
+from bioseq.campaigns.ledger import Event, Ledger
+from bioseq.campaigns.space import combinations, listed
+from bioseq.errors import BioseqError, InputError, MutationError, SpecError, TableError
+from bioseq.sequences.mutations import parse
+from training.campaigns.propose import propose, score_variants
+from training.campaigns.report import report
+
+WILD = "MKTAYIAKQRQISFVKSHFSRQ"
+
+
+def settings(**more: Any) -> Settings:
+    values: dict[str, Any] = {
+        "wild_type": WILD,
+        "objectives": ("activity:max",),
+        "sites": (4, 7),
+        "batch": 24,
+    }
+    return Settings(**values | more)
+
+
+@pytest.fixture
+def campaign(tmp_path: Path) -> Campaign:
+    rng = np.random.default_rng(0)
+    return Campaign.create(tmp_path / "c", settings(), prior=rng.normal(size=(len(WILD), 20)))
+
+
+def truth(variant: str) -> float:
+    return sum(ord(m[-1]) * (i + 1) % 17 for i, m in enumerate(variant.split(":"))) / 10
+
+
+def results(campaign: Campaign, path: Path, number: int = 1, failed: int = 0) -> Path:
+    with open(campaign.round_folder(number) / "plate.csv") as plate, open(path, "w") as out:
+        out.write("variant,well,activity\n")
+        for i, row in enumerate(csv.DictReader(plate)):
+            out.write(f"{row['variant']},{row['well']},{'' if i < failed else truth(row['variant'])}\n")
+    return path
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_three_rounds_and_a_report(campaign: Campaign, tmp_path: Path) -> None:
+    seen: set[str] = set()
+    for number in (1, 2, 3):
+        assert propose(campaign)["variants"] == 20
+        rows = read_csv(campaign.round_folder(number) / "plate.csv")
+        new = [r["variant"] for r in rows if r["kind"] == "variant"]
+        assert not seen & set(new) and len(set(new)) == 20
+        assert all(r["reason"] for r in rows) and len({r["well"] for r in rows}) == 24
+        if number > 1:
+            assert all(
+                float(r["activity_low"]) < float(r["activity_high"]) for r in rows if r["kind"] == "variant"
+            )
+            assert sum(r["kind"] == "best so far" for r in rows) == 1
+        seen |= set(new)
+        ingest(campaign, results(campaign, tmp_path / f"{number}.csv", number))
+    status = campaign.status()
+    assert status["rounds"] == 3 and status["wells"]["measured"] == 72
+    assert status["best"]["activity:max"]["value"] == pytest.approx(max(map(truth, seen)))
+    report(campaign, tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    assert page.count("data:image/png;base64,") == 5 and "http" not in page
+    mean, sd = score_variants(campaign, sorted(seen))
+    assert np.corrcoef(mean, [truth(v) for v in sorted(seen)])[0, 1] > 0.8 and (sd > 0).all()
+
+
+def test_a_proposal_repeats_to_the_byte(campaign: Campaign, tmp_path: Path) -> None:
+    propose(campaign)
+    ingest(campaign, results(campaign, tmp_path / "1.csv"))
+    shutil.copytree(campaign.folder, tmp_path / "copy")
+    propose(campaign)
+    propose(Campaign(tmp_path / "copy"))
+    assert snapshot(campaign.folder) == snapshot(tmp_path / "copy")
+    before = snapshot(campaign.folder)
+    propose(campaign)  # nothing happened since: the same round again
+    assert snapshot(campaign.folder) == before
+    propose(campaign, more=True)  # wells under way are not proposed again
+    rows = [r for n in (2, 3) for r in read_csv(campaign.round_folder(n) / "plate.csv")]
+    variants = [r["variant"] for r in rows if r["kind"] == "variant"]
+    assert len(set(variants)) == len(variants)
+
+
+def test_a_kill_at_any_byte_of_the_ledger_is_survived(campaign: Campaign, tmp_path: Path) -> None:
+    propose(campaign)
+    start = campaign.ledger.path.read_bytes()
+    table = results(campaign, tmp_path / "1.csv")
+    ingest(campaign, table)
+    whole = snapshot(campaign.folder)
+    end = campaign.ledger.path.read_bytes()
+    for cut in range(len(start), len(end), 97):
+        campaign.ledger.path.write_bytes(end[:cut])
+        assert campaign.status()["wells"]["measured"] == 0
+        ingest(campaign, table)
+        assert snapshot(campaign.folder) == whole
+    for cut in range(0, len(start), 97):  # the proposal itself
+        campaign.ledger.path.write_bytes(start[:cut])
+        propose(campaign)
+        assert campaign.ledger.path.read_bytes() == start
+
+
+def test_a_kill_between_files_and_ledger(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(self: Ledger, events: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "append", killed)
+        with pytest.raises(KeyboardInterrupt):
+            propose(campaign)
+    left = (campaign.round_folder(1) / "plate.csv").read_bytes()
+    assert campaign.status()["rounds"] == 0
+    propose(campaign)
+    assert (campaign.round_folder(1) / "plate.csv").read_bytes() == left
+
+
+def test_failed_wells_may_come_again_abandoned_ones_not(tmp_path: Path) -> None:
+    few = settings(sites=(4,), batch=19, controls=0)
+    campaign = Campaign.create(tmp_path / "c", few)
+    propose(campaign)
+    ingest(campaign, results(campaign, tmp_path / "1.csv", failed=3))
+    failed = {e.variant for e in campaign.state().wells.values() if e.event == "failed"}
+    campaign.mark("abandoned", [sorted(failed)[0]])
+    propose(campaign)
+    again = {r["variant"] for r in read_csv(campaign.round_folder(2) / "plate.csv")}
+    assert again == set(sorted(failed)[1:])
+
+
+def test_plate_effects_come_from_wild_types(campaign: Campaign) -> None:
+    rows = [("WT", 1, 1.0), ("WT", 1, 1.2), ("A4C", 1, 2.0), ("WT", 2, 2.0), ("WT", 2, 2.2), ("A4D", 2, 3.0)]
+    campaign.ledger.append(
+        [Event("measured", r, f"+{i}", v, "x", (y,), (None,)) for i, (v, r, y) in enumerate(rows)]
+    )
+    found = campaign.state().measured(0)
+    assert found["A4C"][0] == pytest.approx(2.5) == found["A4D"][0]
+    assert found["WT"][1] == 4
+
+
+def test_several_objectives_and_a_threshold(tmp_path: Path) -> None:
+    campaign = Campaign.create(
+        tmp_path / "c", settings(objectives=("activity:max", "size:min", "heat:>=1.0"))
+    )
+    propose(campaign)
+    path = tmp_path / "r.csv"
+    with open(campaign.round_folder(1) / "plate.csv") as plate, open(path, "w") as out:
+        out.write("variant,well,activity,size,heat\n")
+        for row in csv.DictReader(plate):
+            v = row["variant"]
+            out.write(f"{v},{row['well']},{truth(v)},{truth(v[::-1])},{1.5 if '4' in v else 0.5}\n")
+    ingest(campaign, path)
+    propose(campaign)
+    rows = [r for r in read_csv(campaign.round_folder(2) / "plate.csv") if r["kind"] == "variant"]
+    assert np.mean(["A4" in r["variant"] for r in rows]) > 0.9
+
+
+BAD = {
+    "columns": ("mutant,activity\nA4C,1\n", "line 1: there is no column 'variant'"),
+    "unknown column": ("variant,activity,colour\nA4C,1,red\n", "line 1: column 'colour' is not known"),
+    "number": ("variant,activity\nA4C,1\nA4D,high\n", "line 3, column 'activity': 'high' is not a number"),
+    "infinite": ("variant,activity\nA4C,inf\n", "line 2, column 'activity': 'inf' is not allowed"),
+    "contradiction": ("variant,activity\nC4A,1\n", "line 2, column 'variant': C4A: the wild type has A"),
+    "outside": ("variant,activity\nK2A,1\n", "line 2, column 'variant': K2A is outside"),
+    "beyond the end": (
+        "variant,activity\nA99C,1\n",
+        "line 2, column 'variant': A99C: position 99 is outside",
+    ),
+    "doubled well": (
+        "variant,well,activity\nWT,{w},1\nWT,{w},2\n",
+        "line 3, column 'well': {w} was given in line 2",
+    ),
+    "no such well": ("variant,well,activity\nWT,H99,1\n", "line 2, column 'well': round 1 has no well H99"),
+    "other variant": (
+        "variant,well,activity\nA4C:A7C,{w},1\n",
+        "line 2, column 'variant': well {w} holds WT",
+    ),
+    "no rows": ("variant,activity\n", "there are no rows"),
+    "cells": ("variant,activity\nA4C\n", "line 2: fewer cells"),
+    "status": ("variant,status,activity\nA4C,lost,1\n", "line 2, column 'status': 'lost'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_results_name_line_and_column_and_change_nothing(
+    campaign: Campaign, tmp_path: Path, name: str
+) -> None:
+    propose(campaign)
+    rows = read_csv(campaign.round_folder(1) / "plate.csv")
+    well = next(r["well"] for r in rows if r["variant"] == "WT")
+    text, message = (part.replace("{w}", well) for part in BAD[name])
+    before = snapshot(campaign.folder)
+    (tmp_path / "bad.csv").write_text(text)
+    with pytest.raises(TableError) as error:
+        ingest(campaign, tmp_path / "bad.csv")
+    assert message in str(error.value)
+    assert snapshot(campaign.folder) == before
+
+
+def test_an_objective_without_data_is_refused(tmp_path: Path) -> None:
+    campaign = Campaign.create(tmp_path / "c", settings(objectives=("activity:max", "heat:max")))
+    propose(campaign)
+    (tmp_path / "r.csv").write_text("variant,activity,heat\nA4C,1,\nA4D,2,\n")
+    with pytest.raises(TableError, match="'heat': the objective has no value"):
+        ingest(campaign, tmp_path / "r.csv")
+
+
+def test_corrections_and_the_same_file_twice(campaign: Campaign, tmp_path: Path) -> None:
+    propose(campaign)
+    table = results(campaign, tmp_path / "1.csv")
+    ingest(campaign, table)
+    with pytest.raises(TableError, match="ingested before"):
+        ingest(campaign, table)
+    (variant, well) = next(
+        (e.variant, w) for (_, w), e in campaign.state().wells.items() if e.variant != "WT"
+    )
+    (tmp_path / "2.csv").write_text(f"variant,well,activity\n{variant},{well},99\n")
+    with pytest.raises(TableError, match="pass --correct"):
+        ingest(campaign, tmp_path / "2.csv")
+    ingest(campaign, tmp_path / "2.csv", correct=True)
+    assert campaign.status()["best"]["activity:max"]["variant"] == variant
+    campaign.mark("excluded", [variant])
+    assert campaign.status()["best"]["activity:max"]["variant"] != variant
+
+
+def test_letters_at_the_sites_and_variants_never_proposed(campaign: Campaign, tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text("variant,activity\nCD,1\nA4C:A7D,2\nA7D:A4C,3\n")
+    assert ingest(campaign, tmp_path / "r.csv")["unproposed"] == 3
+    assert campaign.state().measured(0)["A4C:A7D"][:2] == (2.0, 3)
+
+
+@pytest.mark.parametrize("file", ["campaign.toml", "prior.csv", "ledger.csv"])
+def test_edits_by_hand_are_refused(campaign: Campaign, file: str) -> None:
+    propose(campaign)
+    path = campaign.folder / file
+    path.write_text(path.read_text().replace("4", "5", 1))
+    with pytest.raises(InputError, match="changed by hand"):
+        propose(Campaign(campaign.folder), more=True)
+
+
+@pytest.mark.parametrize(
+    "change, error",
+    [
+        ({"sites": (4, 99)}, MutationError),
+        ({"sites": (4,), "forbidden": (4,)}, InputError),
+        ({"sites": (4,), "allowed": {"4": "A"}}, InputError),
+        ({"objectives": ("activity:most",)}, SpecError),
+        ({"objectives": ("a", "a:min")}, SpecError),
+        ({"batch": 97}, SpecError),
+        ({"controls": 24}, SpecError),
+        ({"plate": 100}, SpecError),
+    ],
+)
+def test_bad_settings_leave_no_folder(
+    tmp_path: Path, change: dict[str, Any], error: type[BioseqError]
+) -> None:
+    with pytest.raises(error):
+        Campaign.create(tmp_path / "c", settings(**change))
+    assert not (tmp_path / "c").exists()
+
+
+def test_candidate_files(tmp_path: Path) -> None:
+    file = tmp_path / "list.csv"
+    file.write_text("variant\nA4C\nA7D:A4C\nA4C\n" + WILD.replace("A", "G") + "\n")
+    campaign = Campaign.create(tmp_path / "c", settings(batch=6, sites=()), file=file)
+    assert campaign.space.size == 3
+    assert propose(campaign)["variants"] == 2
+    file.write_text("variant\nA4C\nK4C\n")
+    with pytest.raises(TableError, match="line 3, column 'variant'"):
+        Campaign.create(tmp_path / "d", settings(), file=file)
+
+
+def test_sizes_of_spaces() -> None:
+    assert combinations(WILD, [4, 7, 9, 10], None, {}).size == 20**4 - 1
+    two = combinations(WILD, [4, 7, 9], 2, {4: "ACD"})
+    assert two.size == (2 + 19 + 19) + (2 * 19 * 2 + 19 * 19)
+    rows = two.pool(np.random.default_rng(0), np.zeros((0, 3), np.uint8))
+    assert len(rows) == two.size and all(two.holds(two.decode(r)) for r in rows)
+    large = combinations(WILD, [], None, {})
+    assert (
+        large.size == 20 ** len(WILD) - 1 and len(large.pool(np.random.default_rng(0), rows[:0, :0])) > 10_000
+    )
+    one = listed(WILD, [parse("A4C", WILD), parse("A4C", WILD)])
+    assert one.size == 1
+
+
+def test_plates_and_objectives() -> None:
+    assert wells(96)[-1] == "H12" and wells(384)[-1] == "P24" and len(set(wells(384))) == 384
+    assert Objective.read("heat:>=-1.5") == Objective("heat", ">=", -1.5)

@@ -1,0 +1,217 @@
+"""Which variants fill a round's wells: a pure function of what is known, the settings and the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from training.campaigns.surrogates import Contest, Eyes, Forest, Gaussian, Surrogate, View, compete
+
+SHORTLIST = 1500
+CROWD = 0.25  # at most this share of a round within one mutation of a pick: the floor of diversity
+
+
+@dataclass(frozen=True)
+class Method:
+    """The default is the frozen configuration; the rest is for ablations."""
+
+    prior: bool = True
+    surrogates: tuple[str, ...] = ("gp", "ridge", "forest")
+    acquisition: str = "thompson"  # or greedy
+    temper: float = 0.5  # share of the posterior's spread in a draw
+    first: str = "half"  # half prior and half diverse, prior, random
+
+
+@dataclass
+class Known:
+    """What was measured of one objective: codes uint8 [n, S], values, and variance relative to a single well's."""
+
+    codes: np.ndarray
+    y: np.ndarray
+    noise: np.ndarray
+    goal: str = "max"
+    threshold: float | None = None
+
+
+@dataclass
+class Picks:
+    """Places in the pool, and for each its reason, mean and sd by objective; `contests` by objective."""
+
+    rows: list[int] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    means: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    sds: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    contests: list[Contest] = field(default_factory=list)
+
+
+def entrants(eyes: Eyes, method: Method, seed: int) -> list[Surrogate]:
+    made: dict[str, Surrogate] = {
+        "gp": Gaussian(eyes, epistasis=True, prior=method.prior),
+        "ridge": Gaussian(eyes, epistasis=False, prior=method.prior),
+        "forest": Forest(eyes, seed),
+    }
+    return [made[name] for name in method.surrogates]
+
+
+def choose(
+    eyes: Eyes,
+    pool: View,
+    free: np.ndarray,
+    known: Sequence[Known],
+    pending: np.ndarray,
+    batch: int,
+    seed: int,
+    method: Method,
+) -> Picks:
+    """`free` bool [N]: rows of the pool that may be picked. `pending` uint8 [P, S]: wells under way, which count as
+    measured at their predicted value, so that a draw does not ask for the same again."""
+    rng = np.random.default_rng(seed)
+    rows = np.flatnonzero(free)
+    batch = min(batch, len(rows))
+    if batch and all(len(k.y) >= 5 and np.ptp(k.y) > 0 for k in known) and known:
+        return _learnt(eyes, pool, rows, known, pending, batch, rng, seed, method)
+    return _first(eyes, pool, rows, batch, rng, method)
+
+
+def _first(
+    eyes: Eyes, pool: View, rows: np.ndarray, batch: int, rng: np.random.Generator, method: Method
+) -> Picks:
+    picks = Picks()
+    informed = method.prior and np.ptp(pool.linear[rows, 0]) > 0 if len(rows) else False
+    by_prior = {"half": batch // 2, "prior": batch, "random": 0}[method.first] if informed else 0
+    order = rows[np.argsort(-pool.linear[rows, 0], kind="stable")]
+    for row in _spread(pool, order, by_prior):
+        picks.rows.append(int(row))
+        picks.reasons.append("prior: high zero-shot score")
+    rest = np.setdiff1d(rows, picks.rows)
+    want = batch - len(picks.rows)
+    if method.first == "random" or not want:
+        chosen = rng.choice(rest, want, replace=False).tolist()
+    else:  # the plausible half of the space, at random and then by new mutations first
+        plausible = rest[np.argsort(-pool.linear[rest, 0], kind="stable")][: max(want, len(rest) // 2)]
+        sample = rng.choice(plausible, min(len(plausible), 10 * want), replace=False)
+        chosen = _covering(pool, sample, picks.rows, want)
+    picks.rows += [int(r) for r in chosen]
+    picks.reasons += ["explores: mutations that no other pick has"] * len(chosen)
+    return picks
+
+
+def _covering(pool: View, sample: np.ndarray, picked: list[int], want: int) -> list[int]:
+    seen = np.asarray(pool.X[picked].sum(0)).ravel() if picked else np.zeros(pool.X.shape[1])
+    left, out = list(sample), []
+    X = pool.X[sample]
+    size = np.maximum(np.asarray(X.sum(1)).ravel(), 1)
+    alive = np.ones(len(left), bool)
+    for _ in range(want):
+        gain = np.where(alive, (X @ (1 / (1 + seen))) / size, -1)
+        at = int(np.argmax(gain))
+        alive[at] = False
+        out.append(int(left[at]))
+        seen += X[at].toarray().ravel()
+    return out
+
+
+def _spread(pool: View, order: np.ndarray, want: int) -> list[int]:
+    """The first of `order` such that no more than a share CROWD lies within one mutation of a pick."""
+    chosen: list[int] = []
+    most = max(3, int(CROWD * want))
+    for row in order:
+        if len(chosen) == want:
+            return chosen
+        if chosen and int(((pool.codes[chosen] != pool.codes[row]).sum(1) <= 1).sum()) >= most:
+            continue
+        chosen.append(int(row))
+    held = set(chosen)
+    return chosen + [int(r) for r in order if int(r) not in held][: want - len(chosen)]
+
+
+def _utility(values: np.ndarray, known: Sequence[Known]) -> np.ndarray:
+    """float [goals, N] of the objectives to raise, with rows that miss a threshold far below."""
+    missed = np.zeros(values.shape[1])
+    goals = []
+    for v, k in zip(values, known, strict=True):
+        if k.threshold is not None:
+            short = k.threshold - v if k.goal == ">=" else v - k.threshold
+            missed += np.maximum(short, 0) / (k.y.std() or 1.0)
+        else:
+            goals.append(v if k.goal == "max" else -v)
+    base = np.array(goals) if goals else np.zeros((1, values.shape[1]))
+    return base - missed * 1e3
+
+
+def _learnt(
+    eyes: Eyes,
+    pool: View,
+    rows: np.ndarray,
+    known: Sequence[Known],
+    pending: np.ndarray,
+    batch: int,
+    rng: np.random.Generator,
+    seed: int,
+    method: Method,
+) -> Picks:
+    contests, all_means = [], []
+    for k in known:
+        view = eyes.look(k.codes)
+        contest = compete(view, k.y, k.noise, entrants(eyes, method, seed))
+        if len(pending):
+            waiting = eyes.look(pending)
+            codes = np.concatenate([k.codes, pending])
+            y = np.concatenate([k.y, contest.winner.mean(waiting)])
+            contest.winner.refit(eyes.look(codes), y, np.concatenate([k.noise, np.ones(len(pending))]))
+        contests.append(contest)
+        all_means.append(contest.winner.mean(pool))
+    means = np.array(all_means)
+    total = _utility(means[:, rows], known)
+    keep: list[int] = []
+    for goal in total:
+        keep += rows[np.argsort(-goal, kind="stable")[: max(SHORTLIST - 300, 2 * batch)]].tolist()
+    few = rng.choice(rows, min(300, len(rows)), replace=False)
+    short = np.unique(np.concatenate([keep, few]).astype(int))
+    near = pool[short]
+    sds = np.array([c.winner.sd(near) for c in contests])
+    count = batch if method.acquisition == "thompson" else 1
+    draws = np.array([c.winner.draws(near, count, rng) for c in contests])  # [objectives, count, short]
+    centre = means[:, short][:, None]
+    temper = method.temper if method.acquisition == "thompson" else 0.0
+    draws = centre + temper * (draws - centre)
+    chosen: list[int] = []
+    taken = np.zeros(len(short), bool)
+    close = np.zeros(len(short), int)  # picks within one mutation
+    most = max(3, int(CROWD * batch))
+    top = _utility(means[:, short], known).sum(0)
+    leaders = set(np.argsort(-top, kind="stable")[:batch].tolist())
+    for i in range(batch):
+        goals = _utility(draws[:, i % count], known)
+        bar = taken | (close >= most)
+        bar = taken if bar.all() else bar
+        at = _front(goals, bar, rng)
+        taken[at] = True
+        chosen.append(at)
+        close += (near.codes != near.codes[at]).sum(1) <= 1
+    picks = Picks([int(short[a]) for a in chosen], contests=contests)
+    picks.reasons = [
+        "exploits: among the highest predicted"
+        if a in leaders
+        else "explores: high in one draw of the posterior"
+        for a in chosen
+    ]
+    picks.means, picks.sds = means[:, short[chosen]], sds[:, chosen]
+    return picks
+
+
+def _front(goals: np.ndarray, bar: np.ndarray, rng: np.random.Generator) -> int:
+    """The best free row; of several goals a random one that no other beats in all (sampled Pareto front)."""
+    goals = np.where(bar, -np.inf, goals)
+    if len(goals) == 1:
+        return int(np.argmax(goals[0]))
+    order = np.lexsort(-goals[::-1])
+    front: list[int] = []
+    for at in order:
+        if bar[at]:
+            break
+        if not any((goals[:, f] >= goals[:, at]).all() for f in front):
+            front.append(int(at))
+    return front[int(rng.integers(len(front)))]
