@@ -14,7 +14,7 @@ from bioseq.homologs.search import clean
 from bioseq.homologs.settings import SearchSettings
 from bioseq.homologs.transfer import without
 from bioseq.inference.evidence import Found, check_same
-from bioseq.inference.variants import Model
+from bioseq.inference.variants import Model, reads_homologs
 from bioseq.sequences.fasta import Record
 
 NEAR_COPIES = 0.95
@@ -59,7 +59,7 @@ def find_homologs(
         return [homologs]
     if homologs == "auto":
         # a backbone that reads homologs has them in its own probabilities
-        homologs = auto if proteins and getattr(model, "reader", None) is None else "none"
+        homologs = auto if proteins and not reads_homologs(model) else "none"
     if homologs == "none":
         return None
     settings = SearchSettings(exclude_above_identity=NEAR_COPIES if variants else None)

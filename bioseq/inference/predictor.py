@@ -32,15 +32,17 @@ from bioseq.inference.evidence import Mixture, residue_probabilities
 from bioseq.inference.homologs import HomologsOption, find_homologs
 from bioseq.inference.lanes import in_order
 from bioseq.inference.query import Part, Query, Result, Segment, merge
-from bioseq.inference.reading import HomologReader
+from bioseq.inference.reading import HomologReader, wants_reading
 from bioseq.inference.runner import BatchRunner
 from bioseq.inference.scoring import scan_sites, score_variants
+from bioseq.inference.variants import give
 from bioseq.progress import Progress
 from bioseq.sequences.alphabet import Alphabet, protein
 from bioseq.sequences.fasta import Record
 from bioseq.sequences.mutations import Variant
 
 LongSequences = Literal["error", "window", "truncate"]
+Reads = Literal["auto", "none"]
 WINDOW_OVERLAP = 256
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BUDGETS = {"cpu": 1024, "cuda": 65536}  # tokens a batch; on a CPU what fits its caches
@@ -135,6 +137,7 @@ class Predictor:
         long_sequences: LongSequences = "error",
         index: int | None = None,
         gaps: bool = False,
+        reads: bool = True,
     ) -> Query:
         """Check and encode one sequence. Cheap, no torch. Raises subclasses of `SequenceError` that name the
         record and position, and `NotFoundError` for an unknown head."""
@@ -195,6 +198,7 @@ class Predictor:
             cover=cover,
             overlap=overlap,
             routes=tuple(routes) or (None,),
+            reads=reads,
         )
 
     # -------------------------------------------------------------------- run
@@ -283,15 +287,19 @@ class Predictor:
         layers: Sequence[int] = (-1,),
         per_residue: bool = False,
         long_sequences: LongSequences = "error",
+        homologs: Reads = "auto",
         progress: bool = False,
     ) -> Any:
         """Embeddings in input order, float32, not normalised.
 
         [N, D]; [N, layers, D] for several layers; with `per_residue` a list of [L_i, D] (or
-        [layers, L_i, D]). `pooling` is mean, max or cls.
+        [layers, L_i, D]). `pooling` is mean, max or cls. `homologs` "none": a backbone that reads homologs reads
+        none for these.
         """
         options = EmbedOptions(pooling, tuple(layers), per_residue)  # type: ignore[arg-type]
-        queries = self._queries(seqs, embed=options, long_sequences=long_sequences)
+        queries = self._queries(
+            seqs, embed=options, long_sequences=long_sequences, reads=wants_reading(homologs)
+        )
         rows = [r.embedding for r in self._run(queries, "embedding", progress)]
         if per_residue:
             return rows
@@ -313,6 +321,7 @@ class Predictor:
 
         With `homologs` (default, or a reference set) they are log-probabilities of model and homologs together;
         masked residues are hidden from the search too. `alignment` is a file of one sequence's homologs instead.
+        A backbone that reads homologs reads those instead of its own set, or with "none" no homologs.
         """
         if not self.has_lm_head:
             raise BioseqError(f"{self.name} has no language-model head: it can embed only.")
@@ -321,6 +330,12 @@ class Predictor:
         # what the model reads: a truncated sequence has the homologs of what was kept
         kept = [self.alphabet.decode(q.ids) for q in queries]
         found = find_homologs(self, kept, homologs, alignment, auto="none")
+        if self.config.reads_homologs:
+            for i, query in enumerate(queries):
+                query.reads = homologs != "none"
+                if found is not None:
+                    give(query, found[i])
+            found = None
         logits: list[np.ndarray] = [r.logits for r in self._run(queries, "logits", progress)]  # type: ignore[misc]
         if found is None:
             return logits
@@ -337,14 +352,21 @@ class Predictor:
         nearest: int = 0,
         members: bool = False,
         long_sequences: LongSequences = "error",
+        homologs: Reads = "auto",
         progress: bool = False,
     ) -> list[dict[str, dict[str, Any]]]:
         """One dict a sequence, keyed by head; each prediction in the documented form, with `nearest` the so
-        many nearest training examples of each, with `members` what each member of the head's ensemble says."""
+        many nearest training examples of each, with `members` what each member of the head's ensemble says.
+        `homologs` as in `embed`."""
         if isinstance(heads, str):
             heads = [h for h in heads.split(",") if h]
         queries = self._queries(
-            seqs, heads=tuple(heads), nearest=nearest, members=members, long_sequences=long_sequences
+            seqs,
+            heads=tuple(heads),
+            nearest=nearest,
+            members=members,
+            long_sequences=long_sequences,
+            reads=wants_reading(homologs),
         )
         return [r.predictions or {} for r in self._run(queries, "predicting", progress)]
 

@@ -24,7 +24,8 @@ class Query:
     `overlap` their overlap. `routes` are the passes it takes: the bare trunk (None) and one for each head
     with weights of its own. `nearest`: training examples to name beside each prediction. `members`: give what
     each member of a head's ensemble says. `evidence` float32 [L, E]:
-    what the homologs say, for a backbone that reads them, and `homologs` their number; filled in by the predictor.
+    what the homologs say, for a backbone that reads them, and `homologs` their number; filled in by the predictor
+    unless `reads` is false. `part_of`: a query whose homologs these residues have, from its residue `start` on.
     """
 
     ids: np.ndarray
@@ -40,6 +41,9 @@ class Query:
     routes: tuple[str | None, ...] = (None,)
     evidence: np.ndarray | None = None
     homologs: int | None = None
+    reads: bool = True
+    part_of: Query | None = None
+    start: int = 0
 
     @property
     def tokens(self) -> int:

@@ -23,11 +23,19 @@ class HomologReader:
         self._door = Homologs(reference, settings=READING, threads=threads, quiet=True)
 
     def read(self, queries: Sequence[Query], alphabet: Alphabet) -> None:
-        """Fill in `evidence` and `homologs` of the queries that have none yet."""
-        waiting = [q for q in queries if q.evidence is None]
+        """Fill in `evidence` and `homologs` of the queries that read and have none yet. Parts of a query take them
+        from it: one search for all contexts of a wild type."""
+        asking = [q for q in queries if q.reads and q.evidence is None]
+        wholes = {id(w): w for w in (q.part_of or q for q in asking) if w.evidence is None}
+        waiting = list(wholes.values())
         texts = [alphabet.decode(q.ids).replace("<mask>", "X") for q in waiting]
         for query, found in zip(waiting, self._door.profiles(texts), strict=True):
             query.evidence, query.homologs = evidence(found), found.n_homologs
+        for query in asking:
+            whole = query.part_of
+            if whole is not None and whole.evidence is not None:
+                query.evidence = whole.evidence[query.start : query.start + len(query.ids)]
+                query.homologs = whole.homologs
 
 
 def reader_of(
@@ -53,3 +61,14 @@ def check_unread(homologs: str | Path | ReferenceSet, name: str) -> None:
     """Raise `SpecError` where a set is named for a backbone that does not read homologs."""
     if homologs not in ("auto", "none"):
         raise SpecError(f"{name} does not read homologs.", field="homologs", hint="Leave it out.")
+
+
+def wants_reading(homologs: str) -> bool:
+    """What a call's option says: auto or none. Raises `SpecError` for another."""
+    if homologs not in ("auto", "none"):
+        raise SpecError(
+            f"{homologs!r} is not one of auto, none.",
+            field="homologs",
+            hint="Load the backbone with another set.",
+        )
+    return homologs == "auto"

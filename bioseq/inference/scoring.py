@@ -31,11 +31,13 @@ def score_variants(
     are checked before any is scored.
 
     `homologs` is auto (the shipped reference set), none, default, a reference set, or ready ones (`Found`);
-    `alignment` is an a3m, a2m or Stockholm file of the wild type's homologs instead. Raises `MutationError`,
+    `alignment` is an a3m, a2m or Stockholm file of the wild type's homologs instead. A backbone that reads homologs
+    reads them rather than being mixed with them: auto is its own set, and none no homologs. Raises `MutationError`,
     `SequenceError`, `SpecError`, and what a search raises.
     """
     wild = WildType.prepare(model, wild_type, strategy, long_sequences)
     variants = wild.read(mutants)
+    wild.query.reads = homologs != "none"
     wild = wild.with_homologs(find_one(model, wild_type, homologs, alignment))
     return wild.scored(_scores(wild, variants, progress))
 
@@ -53,6 +55,7 @@ def scan_sites(
     """All single substitutions: float32 [L, 20], letters in the order of `alphabet.standard`, wild type 0. Options
     as in `score_variants`."""
     wild = WildType.prepare(model, sequence, strategy, long_sequences)
+    wild.query.reads = homologs != "none"
     wild = wild.with_homologs(find_one(model, sequence, homologs, alignment))
     if strategy == "pseudo-log-likelihood":
         return wild.scored(wild.fold(_scores(wild, wild.singles(), progress)))

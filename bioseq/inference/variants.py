@@ -40,6 +40,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 
 from bioseq.errors import BioseqError, IllegalResidueError, MutationError, SpecError
+from bioseq.homologs.reading import evidence
 from bioseq.inference.batching import Window
 from bioseq.inference.evidence import Evidence, Found, Homologs, Mixture, log_softmax
 from bioseq.inference.query import Query, Result
@@ -64,6 +65,23 @@ class Model(Protocol):
     def has_lm_head(self) -> bool: ...
     def prepare(self, sequence: str | Record, *, logits: Any, long_sequences: Any) -> Query: ...
     def run(self, queries: Sequence[Query], *, progress: Progress | None = None) -> list[Result]: ...
+
+
+def reads_homologs(model: Model) -> bool:
+    """Whether the model's own probabilities take homologs in."""
+    return bool(getattr(getattr(model, "config", None), "reads_homologs", False))
+
+
+def give(query: Query, found: Found) -> None:
+    """Let a backbone that reads homologs read these, in place of a search. Raises `SpecError` for a profile of
+    another length."""
+    if len(found.profile) != len(query.ids):
+        raise SpecError(
+            f"the profile has {len(found.profile)} columns, and the sequence {len(query.ids)} residues.",
+            field="homologs",
+            hint="Give the profile of this sequence.",
+        )
+    query.evidence, query.homologs = evidence(found.profile), found.profile.n_homologs
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +146,13 @@ class WildType:
         """With the homologs of this wild type as evidence. Raises `SpecError` for those of another sequence."""
         if found is None:
             return self
-        evidence = Evidence.of(found, self.model.mixture, len(self.query.ids))
-        return replace(self, notes=(*self.notes, evidence.note), evidence=evidence)
+        if reads_homologs(self.model):
+            give(self.query, found)
+            return replace(
+                self, notes=(*self.notes, f"{found.profile.n_homologs} homologs in {found.source}")
+            )
+        beside = Evidence.of(found, self.model.mixture, len(self.query.ids))
+        return replace(self, notes=(*self.notes, beside.note), evidence=beside)
 
     def read(self, mutants: Sequence[str | Variant]) -> list[Variant]:
         """All variants, each checked against this wild type. Raises `MutationError`."""
@@ -171,12 +194,16 @@ class _Contexts:
         places = np.asarray(masked, dtype=np.int64) - window.start
         cut[places] = self.wild.model.alphabet.mask_id
         # Equal residues give equal logits wherever they were cut, but homologs belong to a place.
-        start = b"" if self.wild.evidence is None else window.start.to_bytes(8, "little")
+        anywhere = self.wild.evidence is None and not reads_homologs(self.wild.model)
+        start = b"" if anywhere else window.start.to_bytes(8, "little")
         key = places.tobytes() + b"|" + cut.tobytes() + start
         if key not in self.known:
-            query = replace(
-                self.wild.query, ids=cut, logits_at=places, cover=[Window(0, len(cut))], overlap=0
-            )
+            whole = self.wild.query
+            query = replace(whole, ids=cut, logits_at=places, cover=[Window(0, len(cut))], overlap=0)
+            # One search of the whole wild type stands for all its contexts.
+            query.evidence, query.part_of, query.start = None, whole, window.start
+            if whole.evidence is not None:
+                query.evidence = whole.evidence[window.start : window.end]
             self.known[key] = self._append(query, places + window.start)
         return self.known[key]
 

@@ -30,7 +30,8 @@ PINNED = (
 @dataclass(frozen=True, kw_only=True)
 class ArchitectureSpec(Spec):
     """Shape of the encoder; see `bioseq.backbones.packed.config`. `init` "local" lets the first attention heads of each
-    layer begin by looking at fixed neighbours (`training.pretrain.initial`); "esm2" is the published initialisation."""
+    layer begin by looking at fixed neighbours (`training.pretrain.initial`); "esm2" is the published initialisation.
+    `residual` and `reads_letters` are switched off for ablations of a model that reads homologs."""
 
     n_layers: int
     d_model: int
@@ -40,6 +41,8 @@ class ArchitectureSpec(Spec):
     max_residues: int = 1022
     reads_homologs: bool = False
     convolution: int = 0
+    residual: bool = True
+    reads_letters: bool = True
     init: Literal["esm2", "local"] = "esm2"
     init_std: float = 0.02
 
@@ -56,6 +59,9 @@ class ArchitectureSpec(Spec):
             raise SpecError(
                 f"{self.convolution} is not allowed; 0 (none) or an odd width is.", field="model.convolution"
             )
+        if not self.reads_homologs and not (self.residual and self.reads_letters):
+            name = "reads_letters" if self.residual else "residual"
+            raise SpecError("false is for a model that reads homologs.", field=f"model.{name}")
 
 
 @dataclass(frozen=True, kw_only=True)

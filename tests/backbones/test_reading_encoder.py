@@ -140,3 +140,20 @@ def test_a_bundle_names_its_reference_set_and_is_not_exported(tmp_path: Path) ->
     with pytest.raises(CheckpointError, match="reading has a second input for homologs"):
         export_checkpoint(bundle, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
+
+
+def test_ablations_leave_out_the_residual_or_the_letters() -> None:
+    tokens, bounds = torch.tensor([0, 5, 9, 14, 2]), torch.tensor([0, 5], dtype=torch.int32)
+    other = torch.tensor([0, 6, 9, 14, 2])
+    evidence = torch.randn(5, 21)
+    for config, gated, lettered in (
+        (replace(READING, residual=False), False, True),
+        (replace(READING, reads_letters=False), True, False),
+    ):
+        encoder = PackedEncoder(config).eval()
+        encoder.init_weights(torch.Generator().manual_seed(0))
+        assert sum(p.numel() for p in encoder.parameters()) == config.n_parameters
+        with torch.no_grad():
+            first, second = (encoder(t, bounds, 5, evidence_TE=evidence) for t in (tokens, other))
+            assert torch.equal(first, second) == (not lettered)
+            assert torch.equal(encoder.logits(first), encoder.logits(first, evidence)) == (not gated)

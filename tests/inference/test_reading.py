@@ -13,9 +13,10 @@ from bioseq.backbones.packed.config import ModelConfig
 from bioseq.backbones.packed.encoder import PackedEncoder
 from bioseq.backbones.storage import save_backbone
 from bioseq.cli import main
-from bioseq.errors import ReferenceSetError, SpecError
+from bioseq.errors import BioseqError, ReferenceSetError, SpecError
 from bioseq.homologs.mmseqs import find_mmseqs
 from bioseq.homologs.reference import build_reference
+from bioseq.inference.homologs import find_homologs
 from bioseq.sequences.fasta import Record
 
 pytestmark = pytest.mark.skipif(
@@ -122,8 +123,51 @@ def test_scores_of_a_reading_backbone_are_not_mixed_with_the_profile_again(place
     model = bioseq.load(place / "bundle", homologs=place / "reference")
     changes = [f"{queries[0][0]}1{'W' if queries[0][0] != 'W' else 'Y'}"]
     own = model.score(queries[0], changes)
-    assert own == model.score(queries[0], changes, homologs="none")
-    assert own != bioseq.load(place / "bundle", homologs="none").score(queries[0], changes, homologs="none")
+    plain = bioseq.load(place / "bundle", homologs="none")
+    assert own != plain.score(queries[0], changes)
+    assert model.score(queries[0], changes, homologs="none") == plain.score(queries[0], changes)
+    found = find_homologs(model, queries[:1], place / "reference", auto="none", variants=True)
+    assert found is not None
+    assert plain.score(queries[0], changes, homologs=found[0]) == pytest.approx(own, abs=1e-5)
+
+
+def test_a_call_may_leave_homologs_out(place: Path, queries) -> None:
+    model = bioseq.load(place / "bundle", homologs=place / "reference", threads=1)
+    plain = bioseq.load(place / "bundle", homologs="none", threads=1)
+    assert np.array_equal(model.embed(queries[:2], homologs="none"), plain.embed(queries[:2]))
+    assert np.array_equal(model.logits(queries[:1], homologs="none")[0], plain.logits(queries[:1])[0])
+    assert relative_error(model.embed(queries[:2]), plain.embed(queries[:2])) > 1e-3
+    with pytest.raises(SpecError, match="not one of auto, none"):
+        model.embed(queries[:1], homologs="other")  # type: ignore[arg-type]
+
+
+def test_a_scan_searches_its_wild_type_once(place: Path, queries, monkeypatch) -> None:
+    model = bioseq.load(place / "bundle", homologs=place / "reference", threads=1)
+    searched: list[list[str]] = []
+    profiles = model.reader._door.profiles
+    monkeypatch.setattr(
+        model.reader._door, "profiles", lambda texts: searched.append(texts) or profiles(texts)
+    )
+    table = model.scan(
+        queries[4], long_sequences="window"
+    )  # longer than the backbone's limit: contexts are windows
+    assert [t for texts in searched for t in texts] == [queries[4]]
+    changes = [f"{queries[4][p]}{p + 1}{'W' if queries[4][p] != 'W' else 'Y'}" for p in (0, 99, 199)]
+    scores = model.score(queries[4], changes, long_sequences="window")
+    standard = model.alphabet.standard
+    scanned = [table[int(c[1:-1]) - 1, standard.index(c[-1])] for c in changes]
+    assert np.allclose(scores, scanned, atol=1e-4)
+    assert np.abs(table - model.scan(queries[4], homologs="none", long_sequences="window")).max() > 0.05
+
+
+def test_an_alignment_of_another_query_is_refused(place: Path, queries, tmp_path: Path) -> None:
+    model = bioseq.load(place / "bundle", homologs="none")
+    alignment = tmp_path / "other.a3m"
+    alignment.write_text(f">q\n{queries[1]}\n>m\n{queries[1]}\n")
+    with pytest.raises(BioseqError, match=r"(?i)query|sequence"):
+        model.score(
+            queries[0], [f"{queries[0][0]}1{'W' if queries[0][0] != 'W' else 'Y'}"], alignment=alignment
+        )
 
 
 def test_the_command_line_takes_the_set_or_none(place: Path, queries, tmp_path: Path, capsys) -> None:

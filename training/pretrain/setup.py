@@ -40,6 +40,8 @@ def model_config(spec: PretrainSpec) -> ModelConfig:
         max_residues=m.max_residues,
         reads_homologs=m.reads_homologs,
         convolution=m.convolution,
+        residual=m.residual,
+        reads_letters=m.reads_letters,
     )
 
 
@@ -103,7 +105,8 @@ def load_init(spec: PretrainSpec) -> PackedEncoder | None:
     config = model_config(spec)
     want, have = config.to_dict(), encoder.config.to_dict()
     if (config.reads_homologs or config.convolution) and not (have["reads_homologs"] or have["convolution"]):
-        have |= {"reads_homologs": config.reads_homologs, "convolution": config.convolution}
+        added = ("reads_homologs", "convolution", "residual", "reads_letters")
+        have |= {key: want[key] for key in added}
     for key in want:
         if key != "name" and want[key] != have[key]:
             raise CheckpointError(

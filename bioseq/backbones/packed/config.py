@@ -18,7 +18,8 @@ class ModelConfig:
     """Shape of a packed encoder. `max_residues` is the longest sequence the model was made for.
 
     `reads_homologs`: there is a second input, what the homologs say of each residue; `convolution`: width of a
-    depthwise convolution before each attention (0: none, else odd). ESM-2 has neither.
+    depthwise convolution before each attention (0: none, else odd). ESM-2 has neither. `residual` false leaves out
+    the log-odds added to the logits, `reads_letters` false hides all residues: for ablations.
     """
 
     name: str
@@ -36,6 +37,8 @@ class ModelConfig:
     max_residues: int = 1022
     reads_homologs: bool = False
     convolution: int = 0
+    residual: bool = True
+    reads_letters: bool = True
 
     def __post_init__(self) -> None:
         if self.d_model % self.n_heads or self.head_dim % 2:
@@ -55,7 +58,7 @@ class ModelConfig:
         d, f, v = self.d_model, self.d_ff, self.vocab_size
         layer = 4 * (d * d + d) + (2 * d * f + f + d) + 4 * d
         layer += (self.convolution + 3) * d if self.convolution else 0
-        second = (EVIDENCE_WIDTH + 1) * d + 1 if self.reads_homologs else 0
+        second = EVIDENCE_WIDTH * d + (d + 1 if self.residual else 0) if self.reads_homologs else 0
         return v * d + self.n_layers * layer + 2 * d + (d * d + d + 2 * d + v) + second
 
     def flops_per_token(self, length: float, *, lm_head: bool = False) -> float:

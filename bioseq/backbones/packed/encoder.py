@@ -154,7 +154,7 @@ class PackedEncoder(nn.Module):
         self.lm_head = LMHead(config) if lm_head else None
         reads = config.reads_homologs
         self.evidence = nn.Linear(EVIDENCE_WIDTH, config.d_model, bias=False) if reads else None
-        self.gate = nn.Linear(config.d_model, 1) if reads and lm_head else None
+        self.gate = nn.Linear(config.d_model, 1) if reads and lm_head and config.residual else None
 
     def init_weights(self, generator: torch.Generator | None = None, *, std: float = 0.02) -> None:
         """Normal weights (ESM-2's standard deviation of 0.02), zero biases, unit layer norms."""
@@ -188,6 +188,8 @@ class PackedEncoder(nn.Module):
         """With token dropout, masked tokens embed to zero and each sequence is scaled
         by 0.88 / (1 - its own share of masked tokens), as ESM-2 does."""
         x_TD = self.embed_tokens(tokens_T)
+        if not self.config.reads_letters:
+            return x_TD * (tokens_T < FIRST_LETTER).to(x_TD.dtype)[:, None]
         if not self.config.token_dropout:
             return x_TD
         masked_T = tokens_T == self.config.mask_id
@@ -251,8 +253,10 @@ class PackedEncoder(nn.Module):
         logits_TV = self.lm_head(hidden_TD, self.embed_tokens.weight)
         if evidence_TE is None:
             return logits_TV
-        if self.gate is None:
+        if self.evidence is None:
             raise RuntimeError("this backbone does not read homologs")
+        if self.gate is None:
+            return logits_TV
         gate_T1 = F.softplus(self.gate(hidden_TD).float())
         added_TV = F.pad(
             gate_T1 * evidence_TE[:, :N_LETTERS].float(),
