@@ -381,7 +381,7 @@ def serve_parts(
     url = f"http://127.0.0.1:{port}"
     common = {
         "port": port, "model": args.model, "threads": args.threads, "home": str(folder),
-        "database": f"sqlite:///{folder / 's.sqlite'}", "log_file": str(folder / "access.jsonl"),
+        "database": f"sqlite:///{folder / 's.sqlite'}", "homologs": "none", "log_file": str(folder / "access.jsonl"),
     }  # fmt: skip
     with ray_session(Settings(**common), None, None):
         from ray import serve

@@ -54,6 +54,8 @@ class Settings:
     max_variants: int = 10_000
     max_variant_bytes: int = 4 * MIB
     max_request_tokens: int = 20_000_000
+    max_item_bytes: int = 512 * MIB  # of the answer for one sequence, which an engine holds whole
+    max_answer_bytes: int = 16 * 1024 * MIB
     max_upload_bytes: int = 16 * 1024 * MIB
     max_queue_s: float = 30.0
     max_queued_tokens: int = 4_000_000

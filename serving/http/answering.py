@@ -75,10 +75,20 @@ async def answer(request: Request, key: KeyInfo, order: Order) -> Response:
     target = await find(service, order.model, order.heads)
     order.check(target, service)
     cost = order.cost(target, await checked(target.shape, order.sequences, order.long_sequences))
-    minute = await _charge(request, key, target, order.items(), sum(cost.tokens))
     a_sequence, a_residue = order.answer_bytes(target)
     settings = service.settings
     sizes = [a_sequence + a_residue * n for n in cost.residues]
+    for what, size, limit in (
+        ("the answer for one sequence", max(sizes), settings.max_item_bytes),
+        ("the answer", sum(sizes), settings.max_answer_bytes),
+    ):
+        if size > limit:
+            raise Problem(
+                413, "request.too_large",
+                f"{what} would have {size} bytes; the limit is {limit}. Ask for fewer layers or sequences, or pooled.",
+                given=size, limit=limit,
+            )  # fmt: skip
+    minute = await _charge(request, key, target, order.items(), sum(cost.tokens))
     cuts = slices(cost.tokens, sizes, settings.chunk_tokens, settings.chunk_bytes)
     reference = _reference(order, target, service)
     ask = replace(order.ask(target), timeout_s=settings.request_s, reference=reference, caller=key.id)

@@ -402,3 +402,20 @@ def test_the_readme_names_files_settings_and_commands_that_exist():
     for name in re.findall(r"`(\w+)` \(setting", text):
         assert name in {f.name for f in dataclasses.fields(Settings)}, name
     assert "not been run" in text, "what was not tried must be marked"
+
+
+def test_the_autoscaler_has_its_token_workers_have_none_and_every_drain_may_go_on():
+
+    base = Path(__file__).parents[2] / "deploy" / "kubernetes"
+    for path in ("base/rayservice.yaml", "jobs/pretrain.yaml", "jobs/screen.yaml"):
+        for kind in yaml.safe_load_all((base / path).read_text("utf-8")):
+            spec = (kind or {}).get("spec", {})
+            cluster = spec.get("rayClusterConfig") or spec.get("rayClusterSpec")
+            if cluster is None:
+                continue
+            assert cluster["enableInTreeAutoscaling"] is True
+            assert cluster["headGroupSpec"]["template"]["spec"]["automountServiceAccountToken"] is True
+            for group in cluster["workerGroupSpecs"]:
+                assert group["template"]["spec"]["automountServiceAccountToken"] is False
+    for budget in yaml.safe_load_all((base / "base/poddisruptionbudget.yaml").read_text("utf-8")):
+        assert budget["spec"]["maxUnavailable"] >= 1

@@ -193,3 +193,20 @@ def test_a_database_that_is_away_is_503_and_a_known_key_goes_on(serve, keys):
             assert code(await http.post("/v1/embed", json=GOOD, headers=bearer(text)), 503)
 
     asyncio.run(go())
+
+
+def test_bytes_of_an_item_and_of_an_answer_are_bounded_and_told_before(serve):
+    async def go():
+        body = {"sequences": ["M" * 60] * 3, "layers": [0, 1, -1], "per_residue": True}
+        asked = {"kind": "embed", "sequences": body["sequences"], "per_residue": True, "layers": 3}
+        for limits in ({"max_item_bytes": 20_000}, {"max_answer_bytes": 60_000}):
+            async with serve(**limits) as http:
+                r = await http.post("/v1/embed", json=body)
+                assert code(r, 413) == "request.too_large" and "bytes" in r.json()["detail"]
+                assert not (await http.post("/v1/estimate", json=asked)).json()["fits_one_request"]
+                one = {**body, "sequences": ["M" * 6], "layers": [-1]}
+                assert (await http.post("/v1/embed", json=one)).status_code == 200
+                small = {**asked, "sequences": ["M" * 6], "layers": 1}
+                assert (await http.post("/v1/estimate", json=small)).json()["fits_one_request"]
+
+    asyncio.run(go())

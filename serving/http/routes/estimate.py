@@ -60,8 +60,19 @@ async def estimate(
         wait_seconds=status.get("wait_s", 0.0),
         response_bytes=response,
         engine_bytes=weights + 4 * budget * (6 * d + f),
-        fits_one_request=items <= s.max_items and tokens <= s.max_request_tokens and body.kind != "screen",
+        fits_one_request=items <= s.max_items
+        and tokens <= s.max_request_tokens
+        and response <= s.max_answer_bytes
+        and _item_bytes(body, target, residues) <= s.max_item_bytes
+        and body.kind != "screen",
     )
+
+
+def _item_bytes(body: EstimateRequest, target: Target, residues: list[int]) -> int:
+    """Of the largest embedding."""
+    if body.kind != "embed":
+        return 0
+    return 64 + 4 * target.shape.d_model * body.layers * (1 + (max(residues) if body.per_residue else 0))
 
 
 async def _search_seconds(
@@ -113,7 +124,7 @@ def _response_bytes(body: EstimateRequest, target: Target, residues: list[int], 
     times = items / len(residues)
     if body.kind == "embed":
         vectors = sum(residues) if body.per_residue else len(residues)
-        return round(4 * target.shape.d_model * vectors * times)
+        return round(4 * target.shape.d_model * body.layers * vectors * times)
     if body.kind == "score":
         return 8 * body.variants * items
     if body.kind == "scan":

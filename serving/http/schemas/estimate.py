@@ -32,6 +32,7 @@ class EstimateRequest(Wire):
     mean_length: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = None
     variants: Annotated[int, Field(ge=1, le=1_000_000)] = Field(1, description="Of each sequence, to score.")
     per_residue: bool = False
+    layers: Annotated[int, Field(ge=1, le=1000)] = Field(1, description="Number of layers, of an embedding.")
     strategy: Literal["masked-marginals", "wt-marginals", "pseudo-log-likelihood"] = "masked-marginals"
     long_sequences: LongSequences = "window"
     homologs: Homologs = "auto"
