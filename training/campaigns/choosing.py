@@ -21,7 +21,7 @@ class Method:
     surrogates: tuple[str, ...] = ("gp", "ridge", "forest")
     acquisition: str = "thompson"  # or greedy
     temper: float = 0.5  # share of the posterior's spread in a draw
-    first: str = "half"  # half prior and half diverse, prior, random
+    first: str = "half"  # half from the prior's top quarter and half from all, prior, random
 
 
 @dataclass
@@ -82,35 +82,17 @@ def _first(
     informed = method.prior and np.ptp(pool.linear[rows, 0]) > 0 if len(rows) else False
     by_prior = {"half": batch // 2, "prior": batch, "random": 0}[method.first] if informed else 0
     order = rows[np.argsort(-pool.linear[rows, 0], kind="stable")]
-    for row in _spread(pool, order, by_prior):
-        picks.rows.append(int(row))
-        picks.reasons.append("prior: high zero-shot score")
+    if method.first == "half":  # not the very best scores: where the prior misleads they fail together
+        top = order[: max(by_prior, len(order) // 4)]
+        picks.rows = rng.choice(top, by_prior, replace=False).tolist()
+    else:
+        picks.rows = _spread(pool, order, by_prior)
+    picks.reasons = ["prior: drawn from the high zero-shot scores"] * by_prior
     rest = np.setdiff1d(rows, picks.rows)
-    want = batch - len(picks.rows)
-    if method.first == "random" or not want:
-        chosen = rng.choice(rest, want, replace=False).tolist()
-    else:  # the plausible half of the space, at random and then by new mutations first
-        plausible = rest[np.argsort(-pool.linear[rest, 0], kind="stable")][: max(want, len(rest) // 2)]
-        sample = rng.choice(plausible, min(len(plausible), 10 * want), replace=False)
-        chosen = _covering(pool, sample, picks.rows, want)
-    picks.rows += [int(r) for r in chosen]
-    picks.reasons += ["explores: mutations that no other pick has"] * len(chosen)
+    chosen = rng.choice(rest, batch - by_prior, replace=False).tolist()
+    picks.rows += chosen
+    picks.reasons += ["explores: drawn from the whole space"] * len(chosen)
     return picks
-
-
-def _covering(pool: View, sample: np.ndarray, picked: list[int], want: int) -> list[int]:
-    seen = np.asarray(pool.X[picked].sum(0)).ravel() if picked else np.zeros(pool.X.shape[1])
-    left, out = list(sample), []
-    X = pool.X[sample]
-    size = np.maximum(np.asarray(X.sum(1)).ravel(), 1)
-    alive = np.ones(len(left), bool)
-    for _ in range(want):
-        gain = np.where(alive, (X @ (1 / (1 + seen))) / size, -1)
-        at = int(np.argmax(gain))
-        alive[at] = False
-        out.append(int(left[at]))
-        seen += X[at].toarray().ravel()
-    return out
 
 
 def _spread(pool: View, order: np.ndarray, want: int) -> list[int]:
