@@ -298,7 +298,9 @@ async def test_what_users_send_appears_in_no_log(api, keys, settings):
         assert secret not in log
 
 
-def test_the_services_database_is_not_in_the_environment_that_rays_workers_inherit(settings, monkeypatch):
+async def test_the_services_database_is_not_in_the_environment_that_rays_workers_inherit(
+    settings, monkeypatch
+):
     from serving.cluster import running
 
     class Stop(Exception):

@@ -50,10 +50,10 @@ def test_filters_and_pages(rig):
     assert [r.store.place(x) for x in rows] == [0, 1, 2, 3]
 
 
-def test_the_last_job_that_registered_a_name_owns_it(rig):
+def test_the_key_whose_job_registered_a_name_owns_it(rig):
     r = rig()
     r.scheduler = r.new_scheduler(finisher=lambda *_: Finished(registered="kinase@1"))
     r.submit("a", register="kinase")
-    assert not r.store.owns_name("a", "kinase")
+    assert r.store.owner_of("kinase") is None
     r.finish_all()
-    assert r.store.owns_name("a", "kinase") and not r.store.owns_name("b", "kinase")
+    assert r.store.owner_of("kinase") == "a"
