@@ -126,10 +126,8 @@ def report(
         "beats_baseline": all(g["low"] > 0 for g in gains.values()),
         "rows": {p: len(some) for p, some in parts.items()},
         "labelled": {p: some.labelled() for p, some in parts.items()},
-        # a pooled head reads sequence features and homologs of the rows that are not embedded; convolutions cannot
-        "trained_on": len(fit.embedded)
-        if labels.task == "per_residue" and fit.embedded is not None
-        else len(fit.trained),
+        # convolutions that read embeddings were fitted on embedded rows alone, and say so
+        "trained_on": fit.chosen.get("rows", len(fit.trained)),
         "calibrated": fit.calibrated,
         "split": split.how,
         "warnings": list(split.warnings),
