@@ -329,7 +329,10 @@ class Predictor:
         queries = self._queries(seqs, logits="all", long_sequences=long_sequences)
         # what the model reads: a truncated sequence has the homologs of what was kept
         kept = [self.alphabet.decode(q.ids) for q in queries]
-        found = find_homologs(self, kept, homologs, alignment, auto="none")
+        # a backbone that reads homologs is never handed the protein itself or nearly (`bioseq.homologs.reading`)
+        found = find_homologs(
+            self, kept, homologs, alignment, auto="none", variants=self.config.reads_homologs
+        )
         if self.config.reads_homologs:
             for i, query in enumerate(queries):
                 query.reads = homologs != "none"

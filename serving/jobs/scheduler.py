@@ -192,9 +192,11 @@ class Scheduler:
         folder = self.folder(job)
         try:
             self.store.renew(self.lease)
-            if job.register is not None and not self.store.claim(job.owner, job.register, job.id):
+            if job.register is not None and not self.store.claim(job.owner, job.register):
                 raise RegistryError(f"the name {job.register!r} is another's by now.", hint="Choose another.")
             done = self.finisher(self.settings, job, folder)
+            if job.register is not None and done.registered:  # a head too weak for the registry keeps no name
+                self.store.claim(job.owner, job.register, job.id)
         except BioseqError as error:
             self.store.end(self.lease, job, FAILED, f"it ran, but its result was not taken: {error}")
             return

@@ -193,10 +193,12 @@ class JobStore:
             if row is not None and row.state in ENDED:
                 session.delete(row)
 
-    def owner_of(self, name: str) -> str | None:
-        """The key that a model's name belongs to; None if to none."""
+    def owner_of(self, name: str, *, registered: bool = False) -> str | None:
+        """The key that a model's name belongs to; None if to none. With `registered`, only a key whose job has
+        registered a model under it."""
         with self.database.session() as session:
-            return session.scalar(select(NameRow.owner).where(NameRow.name == name))
+            which = select(NameRow.owner).where(NameRow.name == name)
+            return session.scalar(which.where(NameRow.registered) if registered else which)
 
     def claim(self, owner: str, name: str, job_id: str | None = None, *, take: bool = False) -> bool:
         """Make `name` the owner's; False if it is another's. A name that another claimed is free again when none of

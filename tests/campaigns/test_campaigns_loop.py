@@ -186,6 +186,11 @@ BAD = {
         "variant,well,activity\nA4C:A7C,{w},1\n",
         "line 2, column 'variant': well {w} holds WT",
     ),
+    "named and assigned": ("variant,well,activity\nWT,{w},1\nWT,{w},2\n", "column 'well': {w} was given"),
+    "round": ("variant,round,activity\nA4C,2,1\n", "line 2, column 'round': '2'; rounds 1 to 1"),
+    "underscore": ("variant,activity\nA4C,1_5\n", "line 2, column 'activity': '1_5' is not a number"),
+    "failed with a value": ("variant,status,activity\nA4C,failed,1\n", "column 'status': a failed well"),
+    "quote": ('variant,activity\nA4C,"1\n', "line 2: unexpected end of data"),
     "no rows": ("variant,activity\n", "there are no rows"),
     "cells": ("variant,activity\nA4C\n", "line 2: fewer cells"),
     "status": ("variant,status,activity\nA4C,lost,1\n", "line 2, column 'status': 'lost'"),
@@ -232,6 +237,59 @@ def test_corrections_and_the_same_file_twice(campaign: Campaign, tmp_path: Path)
     assert campaign.status()["best"]["activity:max"]["variant"] == variant
     campaign.mark("excluded", [variant])
     assert campaign.status()["best"]["activity:max"]["variant"] != variant
+
+
+def test_rows_find_the_wells_of_their_round_and_no_well_twice(campaign: Campaign, tmp_path: Path) -> None:
+    propose(campaign)
+    propose(campaign, more=True)
+    first = read_csv(campaign.round_folder(1) / "plate.csv")
+    controls = [r["well"] for r in first if r["variant"] == "WT"]
+    lines = [f"{r['variant']},1,{truth(r['variant'])}" for r in first if r["variant"] != "WT"]
+    # the last row names a well that an earlier row without one would have been given
+    lines += [f"WT,1,{n}" for n in range(len(controls) - 1)]
+    (tmp_path / "r.csv").write_text(
+        "variant,round,well,activity\n"
+        + "".join(f"{a},{b},,{c}\n" for a, b, c in (x.split(",") for x in lines))
+        + f"WT,1,{controls[0]},7\n"
+    )
+    assert ingest(campaign, tmp_path / "r.csv") == {"measured": 24, "failed": 0, "unproposed": 0}
+    wells_of = campaign.state().wells
+    assert wells_of[1, controls[0]].values == (7.0,)
+    assert {e.event for (r, _), e in wells_of.items() if r == 1} == {"measured"}
+    assert {e.event for (r, _), e in wells_of.items() if r == 2} == {"proposed"}
+    variant = next(r["variant"] for r in first if r["variant"] != "WT")
+    (tmp_path / "c.csv").write_text(f"variant,activity\n{variant},50\n")
+    with pytest.raises(TableError, match="round 2 has no other well of"):
+        ingest(campaign, tmp_path / "c.csv", correct=True)
+    ingest(campaign, tmp_path / "c.csv", round_=1, correct=True)
+    assert campaign.state().measured(0)[variant][1] == 1
+
+
+def test_the_same_results_saved_again_are_not_replicates(campaign: Campaign, tmp_path: Path) -> None:
+    propose(campaign)
+    table = results(campaign, tmp_path / "1.csv")
+    (tmp_path / "plain.csv").write_text(
+        "".join(
+            ",".join((line.split(",")[0], line.split(",")[2])) + "\n"
+            for line in table.read_text().splitlines()
+        )
+    )
+    ingest(campaign, tmp_path / "plain.csv")
+    (tmp_path / "again.csv").write_text((tmp_path / "plain.csv").read_text() + "\n")
+    with pytest.raises(TableError, match="taken in before"):
+        ingest(campaign, tmp_path / "again.csv")
+
+
+def test_the_plate_with_a_column_of_results_is_taken(campaign: Campaign, tmp_path: Path) -> None:
+    propose(campaign)
+    ingest(campaign, results(campaign, tmp_path / "1.csv"))
+    propose(campaign)
+    rows = read_csv(campaign.round_folder(2) / "plate.csv")
+    with open(tmp_path / "filled.csv", "w", newline="") as out:
+        writer = csv.DictWriter(out, [*rows[0], "activity"])
+        writer.writeheader()
+        writer.writerows(r | {"activity": str(truth(r["variant"]))} for r in rows)
+    assert ingest(campaign, tmp_path / "filled.csv")["measured"] == 24
 
 
 def test_letters_at_the_sites_and_variants_never_proposed(campaign: Campaign, tmp_path: Path) -> None:

@@ -461,6 +461,7 @@ def test_one_keys_jobs_leave_a_place_for_another(rig):
 
 def test_a_name_belongs_to_the_key_that_asked_first_and_is_never_forgotten(rig):
     r = rig()
+    r.scheduler = r.new_scheduler(finisher=lambda *_: Finished(registered="head@1"))
     assert r.store.claim("a", "head")
     first = r.submit("a", register="head")
     assert not r.store.claim("b", "head")
@@ -470,6 +471,14 @@ def test_a_name_belongs_to_the_key_that_asked_first_and_is_never_forgotten(rig):
     assert r.store.owner_of("head") == "a" and not r.store.claim("b", "head")
     # A name that nothing was registered under is free again.
     assert r.store.claim("a", "other") and r.store.claim("b", "other")
+
+
+def test_a_name_under_which_nothing_was_registered_is_not_kept(rig):
+    r = rig()
+    r.scheduler = r.new_scheduler(finisher=lambda *_: Finished(note="weaker than its baseline"))
+    r.submit("a", register="weak")
+    r.finish_all()
+    assert r.store.owner_of("weak", registered=True) is None and r.store.claim("b", "weak")
 
 
 def test_a_job_does_not_register_under_a_name_that_is_anothers_by_then(rig):

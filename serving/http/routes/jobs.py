@@ -137,7 +137,7 @@ def _may_register(request: Request, key: KeyInfo, name: str) -> None:
             422, "request.invalid", "spec.register: that is an alias or a shipped model. Choose another name.",
             field="spec.register",
         )  # fmt: skip
-    theirs = taken is not None and jobs.owner_of(name) != key.id
+    theirs = taken is not None and jobs.owner_of(name, registered=True) != key.id
     if not admin and (theirs or not jobs.claim(key.id, name)):
         raise Problem(
             403,
