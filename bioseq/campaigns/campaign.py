@@ -251,8 +251,15 @@ class Campaign:
     def status(self) -> dict[str, Any]:
         state = self.state()
         best = {}
-        for i, o in enumerate(self.objectives):
-            values = {k: v[0] for k, v in state.measured(i).items() if k != "WT"}
+        known = [{k: v[0] for k, v in state.measured(i).items()} for i in range(len(self.objectives))]
+        missed = {
+            k
+            for o, values in zip(self.objectives, known, strict=True)
+            for k, v in values.items()
+            if o.threshold is not None and (v < o.threshold if o.goal == ">=" else v > o.threshold)
+        }
+        for o, found in zip(self.objectives, known, strict=True):
+            values = {k: v for k, v in found.items() if k != "WT" and k not in missed}
             if values:
                 name = (min if o.goal in ("min", "<=") else max)(values, key=lambda k: values[k])
                 best[str(o)] = {"variant": name, "value": values[name]}

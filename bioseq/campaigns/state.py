@@ -42,8 +42,8 @@ class State:
         return sorted({e.variant for e in self.wells.values() if e.event in OPEN and e.variant != "WT"})
 
     def untouched(self, round_: int) -> bool:
-        """Whether a round was proposed and nothing else happened to its wells."""
-        events = {e.event for (r, _), e in self.wells.items() if r == round_}
+        """Whether a round was proposed and nothing else happened to its wells (measurements without one do not count)."""
+        events = {e.event for (r, w), e in self.wells.items() if r == round_ and not w.startswith("+")}
         return events == {"proposed"}
 
     def measured(self, objective: int) -> dict[str, tuple[float, int, float | None, int]]:

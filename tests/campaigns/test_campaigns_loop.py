@@ -292,6 +292,25 @@ def test_the_plate_with_a_column_of_results_is_taken(campaign: Campaign, tmp_pat
     assert ingest(campaign, tmp_path / "filled.csv")["measured"] == 24
 
 
+def test_thresholds_alone_choose_among_all_that_should_pass(tmp_path: Path) -> None:
+    campaign = Campaign.create(tmp_path / "c", settings(objectives=("activity:>=0",)))
+    propose(campaign)
+    ingest(campaign, results(campaign, tmp_path / "1.csv"))  # all pass
+    propose(campaign)
+    rows = read_csv(campaign.round_folder(2) / "plate.csv")
+    first = {r["variant"].split(":")[0] for r in rows if r["kind"] == "variant"}
+    assert len(first) > 8  # of twenty residues at the first site
+
+
+def test_the_best_misses_no_threshold_and_a_loose_result_uses_up_no_round(tmp_path: Path) -> None:
+    campaign = Campaign.create(tmp_path / "c", settings(objectives=("activity:max", "heat:>=5")))
+    (tmp_path / "r.csv").write_text("variant,activity,heat\nA4C,9,1\nA4D,2,6\n")
+    ingest(campaign, tmp_path / "r.csv")
+    assert campaign.status()["best"]["activity:max"] == {"variant": "A4D", "value": 2.0}
+    first = propose(campaign)
+    assert propose(campaign) == first and campaign.status()["rounds"] == 1
+
+
 def test_letters_at_the_sites_and_variants_never_proposed(campaign: Campaign, tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_text("variant,activity\nCD,1\nA4C:A7D,2\nA7D:A4C,3\n")
     assert ingest(campaign, tmp_path / "r.csv")["unproposed"] == 3

@@ -147,6 +147,9 @@ def _learnt(
         all_means.append(contest.winner.mean(pool))
     means = np.array(all_means)
     total = _utility(means[:, rows], known)
+    if all(k.threshold is not None for k in known):  # all that should pass are equal: not the first of them
+        rows = rng.permutation(rows)
+        total = _utility(means[:, rows], known)
     keep: list[int] = []
     for goal in total:
         keep += rows[np.argsort(-goal, kind="stable")[: max(SHORTLIST - 300, 2 * batch)]].tolist()
@@ -188,7 +191,8 @@ def _front(goals: np.ndarray, bar: np.ndarray, rng: np.random.Generator) -> int:
     """The best free row; of several goals a random one that no other beats in all (sampled Pareto front)."""
     goals = np.where(bar, -np.inf, goals)
     if len(goals) == 1:
-        return int(np.argmax(goals[0]))
+        best = np.flatnonzero(goals[0] == goals[0].max())  # many where thresholds alone are asked for
+        return int(best[0] if len(best) == 1 else rng.choice(best))
     order = np.lexsort(-goals[::-1])
     front: list[int] = []
     for at in order:
