@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bioseq.version import __version__
 
 if TYPE_CHECKING:
-    from bioseq import homologs
+    from bioseq import homologs, vectors
     from bioseq.bundles.registry import Registry
     from bioseq.client.sync import connect
     from bioseq.errors import BioseqError
@@ -46,12 +46,13 @@ __all__ = [
     "homologs",
     "load",
     "read_fasta",
+    "vectors",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "homologs":  # the room, which is callable
-        return importlib.import_module("bioseq.homologs")
+    if name in ("homologs", "vectors"):  # rooms, which are callable
+        return importlib.import_module(f"bioseq.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'bioseq' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)

@@ -16,6 +16,7 @@
     │   ├── CheckpointError         Hugging Face layout; names the tensor
     │   ├── BundleError             bundle directories
     │   ├── ReferenceSetError        reference sets of homologs
+    │   ├── VectorStoreError         stores of embeddings
     │   └── RegistryError
     │       └── NotFoundError       model.not_found, head.not_found, version.not_found
     ├── OutputError                 cannot be written: permission, full disk, would overwrite
@@ -172,6 +173,12 @@ class ReferenceSetError(ArtefactError):
     """A reference set of homologs that is missing, damaged or unsuitable."""
 
     code = "homologs.reference_invalid"
+
+
+class VectorStoreError(ArtefactError):
+    """A store of vectors that is missing, damaged, or holds others than were asked for."""
+
+    code = "vectors.invalid"
 
 
 class RegistryError(ArtefactError):
