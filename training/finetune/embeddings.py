@@ -1,25 +1,25 @@
-"""Embeddings of a table, computed once: kept in a cache folder under the hash of what they depend on."""
+"""Embeddings of a table through the vector store of the cache folder, so that none is computed twice."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bioseq.backbones.pooling import EmbedOptions
-from bioseq.errors import OutputError
-from bioseq.output import atomic_file
+from bioseq.errors import OutputError, VectorStoreError
+from bioseq.inference.vectors import embed_stored, open_cache, settings_of
 from bioseq.progress import Progress
 
 if TYPE_CHECKING:
     from bioseq.inference.predictor import Predictor
+    from bioseq.vectors.store import VectorStore
 
 CHUNK = 512
-LARGEST = 2 << 30  # bytes of embeddings that are still worth a file
+LARGEST = 2 << 30  # bytes of a table's embeddings that are still worth keeping
 
 
 def cache_folder(given: str | None = None) -> Path:
@@ -27,22 +27,17 @@ def cache_folder(given: str | None = None) -> Path:
     return Path(given or os.environ.get("BIOSEQ_CACHE") or Path.home() / ".cache" / "bioseq")
 
 
-def _key(predictor: Predictor, sequences: Sequence[str], ask: EmbedOptions, kept: str) -> str:
-    digest = hashlib.sha256()
-    settings: tuple[Any, ...] = (
-        predictor.weights_hash,
-        predictor.dtype,
-        predictor.device.type,
-        ask,
-        kept,
-        predictor.max_residues,
-    )
-    if predictor.config.reads_homologs and predictor.reader is None:
-        settings += ("without homologs",)
-    digest.update(repr(settings).encode())
-    for s in sequences:
-        digest.update(s.encode() + b"\n")
-    return digest.hexdigest()
+def _store(
+    predictor: Predictor, ask: EmbedOptions, sequences: Sequence[str], dtype: str, cache: str | None
+) -> VectorStore | None:
+    """The cache's store, or None where nothing is to be kept."""
+    numbers = predictor.config.d_model * (sum(map(len, sequences)) if ask.per_residue else len(sequences))
+    if not predictor.weights_hash or numbers * np.dtype(dtype).itemsize > LARGEST:
+        return None
+    try:
+        return open_cache(cache_folder(cache), settings_of(predictor, ask, "window", stored=dtype))
+    except (OutputError, VectorStoreError):
+        return None  # a cache is a convenience
 
 
 def embed_cached(
@@ -54,47 +49,32 @@ def embed_cached(
     label: str = "embedding",
     progress: bool = True,
 ) -> tuple[list[np.ndarray], bool]:
-    """(embeddings in order, whether they came from the cache). Pooled ones are float32 [D]; per residue they
+    """(embeddings in order, whether they all came from the cache). Pooled ones are float32 [D]; per residue they
     are float16 [L, D], which halves memory and costs less than the head's own noise. Long sequences are
-    windowed. An unwritable cache is passed over."""
+    windowed. A cache that cannot be used is passed over. What a kill left out is computed again; a chunk is
+    kept whole or not at all."""
     ask = ask or EmbedOptions()
-    kept = np.float16 if ask.per_residue else np.float32
-    file = cache_folder(cache) / f"{_key(predictor, sequences, ask, kept.__name__)}.safetensors"
-    if predictor.weights_hash and file.is_file():
-        return _read(file, sequences, ask), True
+    dtype = "float16" if ask.per_residue else "float32"
+    store = _store(predictor, ask, sequences, dtype, cache)
     rows: list[np.ndarray] = []
+    computed = 0
     with Progress(len(sequences), label, unit="sequences", enabled=progress) as bar:
         for at in range(0, len(sequences), CHUNK):
-            chunk = sequences[at : at + CHUNK]
             queries = [
                 predictor.prepare(s, embed=ask, long_sequences="window", index=at + i)
-                for i, s in enumerate(chunk)
+                for i, s in enumerate(sequences[at : at + CHUNK])
             ]
+            if store is not None:
+                try:
+                    some, new = embed_stored(predictor, store, queries)
+                    rows, computed = rows + some, computed + new
+                    bar.add(len(queries))
+                    continue
+                except (OutputError, VectorStoreError):
+                    store = None
             for result in predictor.run(queries):
                 assert result.embedding is not None
-                rows.append(result.embedding.astype(kept))
-            bar.add(len(chunk))
-    if predictor.weights_hash and sum(r.nbytes for r in rows) <= LARGEST:
-        _write(file, rows)
-    return rows, False
-
-
-def _write(file: Path, rows: list[np.ndarray]) -> None:
-    from safetensors.numpy import save_file
-
-    flat = np.concatenate([r.reshape(-1) for r in rows]) if rows else np.zeros(0, np.float32)
-    shapes = np.array([r.shape for r in rows], dtype=np.int64)
-    try:
-        with atomic_file(file, force=True) as temporary:
-            save_file({"values": flat, "shapes": shapes}, temporary)
-    except OutputError:
-        return  # a cache is a convenience
-
-
-def _read(file: Path, sequences: Sequence[str], ask: EmbedOptions) -> list[np.ndarray]:
-    from safetensors.numpy import load_file
-
-    data = load_file(file)
-    shapes = data["shapes"].tolist()
-    ends = np.cumsum([int(np.prod(s)) for s in shapes])
-    return [part.reshape(shape) for part, shape in zip(np.split(data["values"], ends[:-1]), shapes)]
+                rows.append(result.embedding.astype(dtype))
+            computed += len(queries)
+            bar.add(len(queries))
+    return rows, bool(rows) and not computed
