@@ -13,7 +13,14 @@ os.environ["COLUMNS"] = "100"
 from bioseq.cli import CORE, EXTRAS, main
 
 VERBS = ("new", "propose", "ingest", "mark", "status", "report", "simulate")
-SUB = {"campaign": VERBS, "pretrain": ("prepare", "run"), "models": (), "jobs": (), "keys": ()}
+SUB = {
+    "campaign": VERBS,
+    "pretrain": ("prepare", "run"),
+    "vectors": ("add", "search", "annotate"),
+    "models": (),
+    "jobs": (),
+    "keys": (),
+}
 
 
 def help_of(*words: str) -> str:

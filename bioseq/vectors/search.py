@@ -50,11 +50,11 @@ def search(
     rows = store.matrix()
     if exact is None:
         exact = len(rows) <= EXACT_UP_TO or not index_path(store).is_file()
-    unit = _unit(queries)
+    unit = unit_rows(queries)
     best: list[Neighbours] = []
     for at in range(0, len(unit), QUERIES):
         some = unit[at : at + QUERIES]
-        best.append(_exact(rows, some, k) if exact else _approximate(store, rows, some, k, threads))
+        best.append(search_rows(rows, some, k) if exact else _approximate(store, rows, some, k, threads))
     if not best:
         return Neighbours(np.empty((0, 0), np.int64), np.empty((0, 0), np.float32), exact)
     return Neighbours(
@@ -62,16 +62,18 @@ def search(
     )
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Rows of length 1; zero stays zero."""
     rows = np.asarray(rows, dtype=np.float32)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
-def _exact(rows: np.ndarray, unit: np.ndarray, k: int, first: int = 0) -> Neighbours:
+def search_rows(rows: np.ndarray, unit: np.ndarray, k: int, first: int = 0) -> Neighbours:
+    """The exact k nearest of unit vectors among `rows` from `first` on."""
     places = np.empty((len(unit), 0), np.int64)
     similarity = np.empty((len(unit), 0), np.float32)
     for at in range(first, len(rows), BLOCK):
-        block = unit @ _unit(rows[at : at + BLOCK]).T
+        block = unit @ unit_rows(rows[at : at + BLOCK]).T
         keep = min(k, block.shape[1])
         if keep < block.shape[1]:
             columns = np.argpartition(-block, keep - 1, axis=1)[:, :keep]
@@ -132,7 +134,7 @@ def build_index(store: VectorStore, *, threads: int = 0, progress: Any = None) -
         index = _usearch().Index(ndim=store.settings.width, metric="cos", dtype="f16")
     threads = threads or len(os.sched_getaffinity(0))
     for at in range(len(index), len(rows), BLOCK):
-        block = _unit(rows[at : at + BLOCK])
+        block = unit_rows(rows[at : at + BLOCK])
         index.add(np.arange(at, at + len(block), dtype=np.uint64), block, threads=threads)
         if progress is not None:
             progress.add(len(block))
@@ -149,15 +151,15 @@ def _approximate(store: VectorStore, rows: np.ndarray, unit: np.ndarray, k: int,
     indexed = len(index)
     keep = min(k, indexed)
     if not keep:
-        return _exact(rows, unit, k)
+        return search_rows(rows, unit, k)
     found = index.search(unit, keep, threads=threads or len(os.sched_getaffinity(0)))
     counts = getattr(found, "counts", len(found.keys))  # one query has no counts
     if np.min(counts) < keep:  # parts of the graph cannot be reached
-        return _exact(rows, unit, k)
+        return search_rows(rows, unit, k)
     places = np.asarray(found.keys, dtype=np.int64).reshape(len(unit), keep)
-    vectors = _unit(rows[places.reshape(-1)]).reshape(*places.shape, -1)
+    vectors = unit_rows(rows[places.reshape(-1)]).reshape(*places.shape, -1)
     similarity = np.einsum("qkd,qd->qk", vectors, unit)
-    late = _exact(rows, unit, k, first=indexed)
+    late = search_rows(rows, unit, k, first=indexed)
     return Neighbours(*_merge(k, places, similarity, late.places, late.similarity), False)
 
 
