@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from bioseq.errors import OutputError, VectorStoreError
+from bioseq.output import sync_folder
 from bioseq.vectors.settings import VectorSettings
 
 _ASKED = 500  # keys of one SELECT
@@ -52,9 +53,10 @@ class VectorStore:
         if settings is not None:
             self._make(settings)
         with self._open() as db:
-            row = db.execute("SELECT text FROM settings").fetchone()
-        if row is None:
-            raise VectorStoreError(f"{self.path} holds no settings.", hint="Delete the folder and add again.")
+            made = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'settings'").fetchone()
+            row = made and db.execute("SELECT text FROM settings").fetchone()
+        if not row:  # killed while it was made
+            raise VectorStoreError(f"{self.path} holds no settings.", hint="Add to it, or delete the folder.")
         self.settings = VectorSettings.from_json(row[0])
         if settings is not None:
             self.settings.check_same(settings, self.path)
@@ -141,6 +143,8 @@ class VectorStore:
                 handle.writelines(parts)
                 handle.flush()
                 os.fsync(handle.fileno())
+            if start == 0:
+                sync_folder(self.path)
         except OSError as error:
             raise _unwritable(self.path, error) from error
 

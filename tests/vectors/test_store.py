@@ -151,6 +151,13 @@ def test_a_folder_without_a_store_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_store_whose_maker_was_killed_can_be_made_again(tmp_path: Path) -> None:
+    (tmp_path / "index.sqlite").touch()
+    with pytest.raises(VectorStoreError, match="holds no settings"):
+        VectorStore(tmp_path)
+    assert len(VectorStore(tmp_path, SETTINGS)) == 0
+
+
 def test_a_damaged_vector_is_not_handed_out(tmp_path: Path) -> None:
     store = VectorStore(tmp_path, SETTINGS)
     store.add(keys(3), list(rows(3)))
