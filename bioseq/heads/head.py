@@ -2,8 +2,9 @@
 
 A head is a small network over standardised features: the pooled embedding, and sequence feature blocks
 (`bioseq.heads.features`), labels of homologs (`homology`) and their profile (`profiles`) where validation chose them.
-Per residue it is a stack of 1D convolutions over the residues' embeddings, letters, profile and transferred labels. Target scaling, units, calibration and the out-of-domain score live
-in the head. Inference needs torch and numpy only, and a sequence's result does not depend on its neighbours.
+Per residue it is a stack of 1D convolutions over the residues' embeddings, letters, profile and transferred labels. Target
+scaling, units, calibration and the out-of-domain score live in the head. Inference needs torch and numpy only, and a
+sequence's result does not depend on its neighbours.
 
 Tensors of model.safetensors (M members of an ensemble, averaged; F features, C outputs):
     features.mean, features.scale [F]
@@ -35,7 +36,7 @@ from bioseq.heads import features as blocks
 from bioseq.heads.features import Context
 from bioseq.heads.homology import Links, TrainingRows, transfer
 from bioseq.heads.ood import OodScore
-from bioseq.heads.profiles import check_reference, find_profiles, pooled_profile, residue_profile
+from bioseq.heads.profiles import check_reference, find_profiles, pooled_profile
 from bioseq.heads.relatives import Relatives
 from bioseq.heads.residues import convolve, flat_residues, residue_inputs
 
@@ -189,7 +190,7 @@ class Head:
         if "profile" in self.blocks:
             check_reference(self.name, self.settings.get("reference") or "")
             found = find_profiles(texts) if profiles is None else profiles
-            out.profiles = [residue_profile(p) if self.per_residue else pooled_profile(p) for p in found]
+            out.profiles = [p.columns() if self.per_residue else pooled_profile(p) for p in found]
         return out
 
     def _inputs(self, features: np.ndarray, sequences: Sequence[str], told: Relatives) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""Profile blocks: what homologs in the shipped reference set allow at each residue, as inputs of a head.
+"""Profile blocks: what homologs in the shipped reference set allow, as inputs of a head: `Profile.columns` per residue,
+or `pooled_profile` per protein.
 
 The search is one recipe for training and for use: one round, with hits above 95 % identity left out, so that a block
 does not depend on whether the protein itself is in the reference set. It reads no labels. Where no homolog has a
@@ -12,15 +13,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from bioseq.errors import BundleError
+from bioseq.heads.homology import LETTERS
 from bioseq.homologs.door import Homologs
+from bioseq.homologs.hits import encode
 from bioseq.homologs.matrix import BACKGROUND
 from bioseq.homologs.profile import Profile
 from bioseq.homologs.reference import open_reference
 from bioseq.homologs.settings import SearchSettings
 
 SEARCH = SearchSettings(sensitivity=7.5, iterations=1, exclude_above_identity=0.95)
-LETTERS = 20
-RESIDUE_WIDTH = LETTERS + 1
 _ENDS = (20, 60)
 
 
@@ -42,22 +43,11 @@ def check_reference(head: str, wanted: str) -> None:
         )
 
 
-def residue_profile(profile: Profile) -> np.ndarray:
-    """float32 [L, 21]: log-odds of the letters against the background (0 where no homolog has a residue), and
-    log(1 + weighted number of homologs on the column)."""
-    out = np.zeros((len(profile), RESIDUE_WIDTH), dtype=np.float32)
-    out[:, :LETTERS] = profile.log_probs - np.log(BACKGROUND)
-    out[profile.depth <= 0] = 0.0
-    out[:, LETTERS] = np.log1p(profile.depth)
-    return out
-
-
 def pooled_profile(profile: Profile) -> np.ndarray:
     """float32 [504]: shares of the residues over the protein and its homologs; the same of the first 20, first 60, last
     20 and last 60 columns; of pairs of neighbouring columns; log10(1 + homologs), log10(1 + effective number), share of
     columns that homologs cover, and mean information of a column in nats."""
-    code = np.frombuffer(profile.query.encode(), np.uint8)
-    own = (code[:, None] == np.frombuffer(b"ACDEFGHIKLMNPQRSTVWY", np.uint8)).astype(np.float64)
+    own = (encode(profile.query)[:, None] == np.arange(LETTERS)).astype(np.float64)
     total = own + profile.counts
     share = total / np.maximum(total.sum(1, keepdims=True), 1e-9)
     parts = [share, *(part for n in _ENDS for part in (share[:n], share[-n:]))]

@@ -90,6 +90,15 @@ class Profile:
     def probs(self) -> np.ndarray:
         return np.exp(self.log_probs)
 
+    def columns(self) -> np.ndarray:
+        """float32 [L, 21], what a network is given: log-odds of the residues against the background, and log(1 + depth).
+        Zero where no homolog has a residue."""
+        out = np.zeros((len(self), len(LETTERS) + 1), dtype=np.float32)
+        out[:, :-1] = self.log_probs - np.log(BACKGROUND)
+        out[:, -1] = np.log1p(self.depth)
+        out[self.depth <= 0] = 0.0
+        return out
+
     def save(self, path: str | Path) -> None:
         """A compact file: half precision, compressed. `load_profile` reads it."""
         np.savez_compressed(

@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from bioseq.backbones.packed.config import EVIDENCE_WIDTH, N_LETTERS
-from bioseq.homologs.matrix import BACKGROUND
+from bioseq.backbones.packed.config import N_LETTERS
 from bioseq.homologs.profile import Profile
 from bioseq.homologs.settings import SearchSettings
 from bioseq.sequences.alphabet import protein
 
 READING = SearchSettings(exclude_above_identity=0.95)
-_BY_TOKEN = np.argsort(protein().standard_ids)  # columns of a profile in the order of the letters' token ids
+# columns of a profile in the order of the letters' token ids, the depth last
+_BY_TOKEN = np.append(np.argsort(protein().standard_ids), N_LETTERS)
 
 
 def evidence(profile: Profile) -> np.ndarray:
-    """The second input of `PackedEncoder`, float32 [L, E]: log-odds of the letters against the background, and
-    log(1 + weighted number of homologs on the column). Zero where no homolog has a residue."""
-    out = np.zeros((len(profile), EVIDENCE_WIDTH), dtype=np.float32)
-    out[:, :N_LETTERS] = (profile.log_probs - np.log(BACKGROUND))[:, _BY_TOKEN]
-    out[:, N_LETTERS] = np.log1p(profile.depth)
-    out[profile.depth <= 0] = 0.0
-    return out
+    """The second input of `PackedEncoder`, float32 [L, E]: `Profile.columns` by token id."""
+    return np.take(profile.columns(), _BY_TOKEN, axis=1)

@@ -9,10 +9,8 @@ from bioseq.errors import BundleError
 from bioseq.heads.homology import Links
 from bioseq.heads.profiles import (
     POOLED_WIDTH,
-    RESIDUE_WIDTH,
     check_reference,
     pooled_profile,
-    residue_profile,
 )
 from bioseq.heads.relatives import Relatives, joined
 from bioseq.homologs.hits import encode, no_hits
@@ -34,11 +32,11 @@ def hits(*rows: str):
 
 
 def test_a_column_without_homologs_says_nothing_and_one_with_them_names_their_residue():
-    block = residue_profile(profile(hits("MKWAYIAKQR")))
-    assert block.shape == (len(QUERY), RESIDUE_WIDTH) and block.dtype == np.float32
+    block = profile(hits("MKWAYIAKQR")).columns()
+    assert block.shape == (len(QUERY), 21) and block.dtype == np.float32
     assert not block[10:].any()
     assert block[2, :20].argmax() == encode("W")[0] and block[2, 20] > 0
-    assert not residue_profile(profile(no_hits(QUERY))).any()
+    assert not profile(no_hits(QUERY)).columns().any()
 
 
 def test_the_pooled_block_is_the_sequences_own_composition_without_homologs():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from bioseq.heads.head import clean
 from bioseq.heads.homology import Links, TrainingRows, find_links, transfer
-from bioseq.heads.profiles import SEARCH, find_profiles, pooled_profile, residue_profile
+from bioseq.heads.profiles import SEARCH, find_profiles, pooled_profile
 from bioseq.homologs.mmseqs import find_mmseqs
 from bioseq.homologs.reference import build_reference, open_reference
 from bioseq.output import atomic_file
@@ -36,23 +36,62 @@ def training_rows(
     return TrainingRows(reference, ids, labels.y, labels.task, names, unit, variants, labels.residues)
 
 
+def _cached(
+    kind: str,
+    depends: bytes,
+    sequences: Sequence[str],
+    cache: str | None,
+    make: Callable[[], dict[str, np.ndarray]],
+    *,
+    compress: bool = False,
+) -> dict[str, np.ndarray]:
+    """The arrays that `make` gives for cleaned sequences, from the cache folder if they were made before. `depends` is what
+    else they depend on."""
+    digest = hashlib.sha256(depends)
+    for s in sequences:
+        digest.update(s.encode() + b"\n")
+    file = cache_folder(cache) / f"{digest.hexdigest()}.{kind}.npz"
+    if file.is_file():
+        with np.load(file, allow_pickle=False) as kept:
+            return dict(kept)
+    made: dict[str, Any] = make()
+    with atomic_file(file, force=True) as temporary, open(temporary, "wb") as handle:
+        (np.savez_compressed if compress else np.savez)(handle, **made)
+    return made
+
+
+def _in_parts(sequences: Sequence[str], label: str) -> Iterator[Sequence[str]]:
+    """Some at a time, with progress."""
+    with Progress(len(sequences), label, unit="sequences") as bar:
+        for at in range(0, len(sequences), 500):
+            some = sequences[at : at + 500]
+            yield some
+            bar.add(len(some))
+
+
+def _columns(links: Links) -> dict[str, np.ndarray]:
+    return {f"a{i}": a for i, a in enumerate(links.arrays())}
+
+
+def _links(count: int, kept: dict[str, np.ndarray]) -> Links:
+    return Links(count, *(kept[f"a{i}"] for i in range(5)))
+
+
+def _ends(sequences: Sequence[str]) -> np.ndarray:
+    return np.cumsum([len(s) for s in sequences])[:-1]
+
+
 def links_cached(
     sequences: Sequence[str], rows: TrainingRows, *, cache: str | None, threads: int | None, label: str
 ) -> Links:
     """The hits of cleaned sequences, from the cache folder if they were found before."""
-    digest = hashlib.sha256(rows.reference.hash.encode())
-    for s in sequences:
-        digest.update(s.encode() + b"\n")
-    file = cache_folder(cache) / f"{digest.hexdigest()}.links.npz"
-    if file.is_file():
-        with np.load(file, allow_pickle=False) as kept:
-            return Links(len(sequences), *(kept[f"a{i}"] for i in range(5)))
-    with Progress(len(sequences), label, unit="sequences") as bar:
-        found = find_links(sequences, rows.reference, threads=threads, progress=bar)
-    with atomic_file(file, force=True) as temporary, open(temporary, "wb") as handle:
-        arrays: dict[str, Any] = {f"a{i}": a for i, a in enumerate(found.arrays())}
-        np.savez_compressed(handle, **arrays)
-    return found
+
+    def make() -> dict[str, np.ndarray]:
+        with Progress(len(sequences), label, unit="sequences") as bar:
+            return _columns(find_links(sequences, rows.reference, threads=threads, progress=bar))
+
+    depends = rows.reference.hash.encode()
+    return _links(len(sequences), _cached("links", depends, sequences, cache, make, compress=True))
 
 
 def blocks(links: Links, labels: Labels, outputs: int, *, own: bool) -> Callable[[np.ndarray], np.ndarray]:
@@ -85,26 +124,17 @@ def profiles_cached(
     sequences: Sequence[str], *, per_residue: bool, cache: str | None, threads: int | None, label: str
 ) -> list[np.ndarray]:
     """The profile block of each cleaned sequence, from the cache if it was found before."""
-    digest = hashlib.sha256(f"{open_reference('default').hash} {SEARCH.hash} {per_residue}".encode())
-    for s in sequences:
-        digest.update(s.encode() + b"\n")
-    file = cache_folder(cache) / f"{digest.hexdigest()}.profiles.npz"
-    cuts = np.cumsum([len(s) for s in sequences])[:-1] if per_residue else np.arange(1, len(sequences))
-    if file.is_file():
-        with np.load(file, allow_pickle=False) as kept:
-            return np.split(kept["blocks"], cuts) if per_residue else list(kept["blocks"])
-    blocks: list[np.ndarray] = []
-    with Progress(len(sequences), label, unit="sequences") as bar:
-        for at in range(0, len(sequences), 500):
-            some = sequences[at : at + 500]
+
+    def make() -> dict[str, np.ndarray]:
+        blocks: list[np.ndarray] = []
+        for some in _in_parts(sequences, label):
             found = find_profiles(some, threads=threads, cache=False)
-            blocks += [
-                residue_profile(p).astype(np.float16) if per_residue else pooled_profile(p) for p in found
-            ]
-            bar.add(len(some))
-    with atomic_file(file, force=True) as temporary, open(temporary, "wb") as handle:
-        np.savez(handle, blocks=np.concatenate(blocks) if per_residue else np.stack(blocks))
-    return blocks
+            blocks += [p.columns().astype(np.float16) if per_residue else pooled_profile(p) for p in found]
+        return {"blocks": np.concatenate(blocks) if per_residue else np.stack(blocks)}
+
+    depends = f"{open_reference('default').hash} {SEARCH.hash} {per_residue}".encode()
+    found = _cached("profiles", depends, sequences, cache, make)["blocks"]
+    return np.split(found, _ends(sequences)) if per_residue else list(found)
 
 
 def residue_blocks_cached(
@@ -113,27 +143,15 @@ def residue_blocks_cached(
     """(hits, residue blocks) of cleaned sequences without near-identical rows, from the cache if they were found
     before."""
     assert rows.states is not None
-    digest = hashlib.sha256(
-        rows.reference.hash.encode() + np.concatenate(rows.states).astype(np.int8).tobytes()
-    )
-    for s in sequences:
-        digest.update(s.encode() + b"\n")
-    file = cache_folder(cache) / f"{digest.hexdigest()}.blocks.npz"
-    cuts = np.cumsum([len(s) for s in sequences])[:-1]
-    if file.is_file():
-        with np.load(file, allow_pickle=False) as kept:
-            links = Links(len(sequences), *(kept[f"a{i}"] for i in range(5)))
-            return links, np.split(kept["blocks"].astype(np.float32), cuts)
-    parts, blocks = [], []
-    with Progress(len(sequences), label, unit="sequences") as bar:
-        for at in range(0, len(sequences), 500):
-            some = sequences[at : at + 500]
+
+    def make() -> dict[str, np.ndarray]:
+        parts, blocks = [], []
+        for some in _in_parts(sequences, label):
             links, found = rows.residue_links(some, fitting=True)
-            parts.append((links.owner + at, *links.arrays()[1:]))
+            parts.append(links)
             blocks += [b.astype(np.float16) for b in found]
-            bar.add(len(some))
-    links = Links(len(sequences), *(np.concatenate(column) for column in zip(*parts)))
-    with atomic_file(file, force=True) as temporary, open(temporary, "wb") as handle:
-        arrays: dict[str, Any] = {f"a{i}": a for i, a in enumerate(links.arrays())}
-        np.savez(handle, blocks=np.concatenate(blocks), **arrays)
-    return links, [b.astype(np.float32) for b in blocks]
+        return {"blocks": np.concatenate(blocks), **_columns(Links.joined(parts))}
+
+    depends = rows.reference.hash.encode() + np.concatenate(rows.states).astype(np.int8).tobytes()
+    kept = _cached("blocks", depends, sequences, cache, make)
+    return _links(len(sequences), kept), np.split(kept["blocks"].astype(np.float32), _ends(sequences))
