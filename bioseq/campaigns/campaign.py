@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from bioseq.campaigns.ledger import Event, Ledger
-from bioseq.campaigns.space import LETTERS, Space, candidates, combinations
+from bioseq.campaigns.space import Space, candidates, combinations
 from bioseq.campaigns.state import State
 from bioseq.errors import InputError, SpecError
-from bioseq.output import atomic_file
+from bioseq.homologs.database import LETTERS
+from bioseq.output import atomic_file, atomic_folder
 from bioseq.sequences.mutations import letters_of
 
 PLATES = {96: (8, 12), 384: (16, 24)}
@@ -50,6 +51,12 @@ class Objective:
                 hint="Write COLUMN, COLUMN:max, COLUMN:min, COLUMN:>=X or COLUMN:<=X; a column has letters, digits and _.",
             )
         return cls(column, goal or "max")
+
+    def missed(self, value: float) -> bool:
+        """Whether a value misses the threshold."""
+        if self.threshold is None:
+            return False
+        return value < self.threshold if self.goal == ">=" else value > self.threshold
 
     def __str__(self) -> str:
         return f"{self.column}:{self.goal}{'' if self.threshold is None else self.threshold}"
@@ -166,17 +173,15 @@ class Campaign:
         else:
             _combined(Settings(**values))
         final = Settings(**values)
-        temporary = folder.with_name(f".{folder.name}.new")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        if file is not None:
-            shutil.copyfile(file, temporary / "candidates.csv")
-        (temporary / "prior.csv").write_text(text)
-        (temporary / "rounds").mkdir()
-        (temporary / "campaign.toml").write_text(
-            f'# Frozen: start a new campaign for other settings.\nhash = "{_sha(final.text().encode())}"\n{final.text()}'
-        )
-        temporary.rename(folder)
+        stated = f'hash = "{_sha(final.text().encode())}"\n{final.text()}'
+        with atomic_folder(folder) as new:
+            if file is not None:
+                shutil.copyfile(file, new / "candidates.csv")
+            (new / "prior.csv").write_text(text)
+            (new / "rounds").mkdir()
+            (new / "campaign.toml").write_text(
+                f"# Frozen: start a new campaign for other settings.\n{stated}"
+            )
         return cls(folder)
 
     @cached_property
@@ -256,7 +261,7 @@ class Campaign:
             k
             for o, values in zip(self.objectives, known, strict=True)
             for k, v in values.items()
-            if o.threshold is not None and (v < o.threshold if o.goal == ">=" else v > o.threshold)
+            if o.missed(v)
         }
         for o, found in zip(self.objectives, known, strict=True):
             values = {k: v for k, v in found.items() if k != "WT" and k not in missed}

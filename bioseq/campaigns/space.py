@@ -8,16 +8,16 @@ from __future__ import annotations
 import csv
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from bioseq.errors import InputError, MutationError, TableError
+from bioseq.homologs.database import LETTERS
 from bioseq.sequences.mutations import Mutation, Variant, between, parse
 
-LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 CODE = {letter: i for i, letter in enumerate(LETTERS)}
 ENUMERATED = 400_000  # spaces up to this size are looked through whole, larger ones by a sample
 
@@ -111,11 +111,9 @@ class Space:
         if self.most == len(self.sites) and math.prod(map(len, self.allowed)) <= ENUMERATED:
             grid = np.array(list(itertools.product(*self.allowed)), np.uint8)
             return grid[(grid != self.wild).any(1)]
-        found = [self._near(self.wild[None], 1)]
-        known = len(parents) > 0
-        found += [self._near(row[None], 1) for row in parents[:50]]
+        found = [self._near(row) for row in (self.wild, *parents[:50])]
         found.append(self._scatter(rng, np.tile(self.wild, (50_000, 1)), self.most))
-        if known:
+        if len(parents):
             one, two = (parents[rng.integers(len(parents), size=50_000)] for _ in range(2))
             child = np.where(rng.random(one.shape) < 0.5, one, two)
             found.append(self._scatter(rng, child, 2))
@@ -123,27 +121,25 @@ class Space:
         count = (rows != self.wild).sum(1)
         return rows[(count > 0) & (count <= self.most)]
 
-    def _near(self, rows: np.ndarray, _: int) -> np.ndarray:
-        out = []
-        for at, codes in enumerate(self.allowed):
-            for code in codes:
-                changed = rows.copy()
-                changed[:, at] = code
-                out.append(changed)
-        return np.concatenate(out)
+    def _near(self, row: np.ndarray) -> np.ndarray:
+        """The row with each allowed residue at each site."""
+        at = np.repeat(np.arange(len(self.sites)), [len(codes) for codes in self.allowed])
+        out = np.tile(row, (len(at), 1))
+        out[np.arange(len(at)), at] = np.concatenate(self.allowed)
+        return out
 
     def _scatter(self, rng: np.random.Generator, rows: np.ndarray, most: int) -> np.ndarray:
+        """The rows with one to `most` random sites drawn anew."""
         rows = rows.copy()
         at = np.arange(len(rows))
+        counts = np.array([len(codes) for codes in self.allowed])
+        table = np.zeros((len(self.sites), 20), np.uint8)
+        for i, codes in enumerate(self.allowed):
+            table[i, : len(codes)] = codes
         for k in range(most):
             on = rng.random(len(rows)) < (1.0 if k == 0 else 0.6)
             site = rng.integers(len(self.sites), size=len(rows))
-            draw = rng.random(len(rows))
-            counts = np.array([len(codes) for codes in self.allowed])
-            table = np.zeros((len(self.sites), 20), np.uint8)
-            for i, codes in enumerate(self.allowed):
-                table[i, : len(codes)] = codes
-            new = table[site, (draw * counts[site]).astype(int)]
+            new = table[site, (rng.random(len(rows)) * counts[site]).astype(int)]
             rows[at[on], site[on]] = new[on]
         return rows
 
@@ -187,24 +183,35 @@ def read_variant(cell: str, wild_type: str) -> Variant:
     return Variant(parse(cell.replace("/", ":"), wild_type).changes)
 
 
-def candidates(wild_type: str, path: Path) -> Space:
-    """The variants of a CSV file: its column `variant`, `mutant` or `sequence`. Raises `TableError` with the line."""
+def read_variants(wild_type: str, path: Path, *needed: str) -> Iterator[tuple[int, Variant, dict[str, str]]]:
+    """(line, variant, row) of a CSV file with a column `variant`, `mutant` or `sequence` and those `needed`. Raises
+    `TableError` with the line."""
     with open(path, newline="", encoding="utf-8") as handle:
         reader = csv.DictReader(handle)
-        column = next((c for c in ("variant", "mutant", "sequence") if c in (reader.fieldnames or [])), None)
+        names = reader.fieldnames or []
+        column = next((c for c in ("variant", "mutant", "sequence") if c in names), None)
+        absent = [c for c in needed if c not in names]
         if column is None:
             raise TableError(
                 f"{path}: line 1: there is no column 'variant'.", hint="Add one: A24G or A24G:L50P."
             )
-        variants: dict[Variant, None] = {}
+        if absent:
+            raise TableError(
+                f"{path}: line 1: there is no column {absent[0]!r}.", hint=f"It has: {', '.join(names)}."
+            )
         for row in reader:
             try:
-                variants.setdefault(read_variant(row[column] or "", wild_type))
+                variant = read_variant(row[column] or "", wild_type)
             except MutationError as error:
                 raise TableError(
                     f"{path}: line {reader.line_num}, column {column!r}: {error.message}", hint=error.hint
                 ) from None
-    return listed(wild_type, list(variants))
+            yield reader.line_num, variant, row
+
+
+def candidates(wild_type: str, path: Path) -> Space:
+    """The variants of a CSV file (`read_variants`)."""
+    return listed(wild_type, list(dict.fromkeys(v for _, v, _ in read_variants(wild_type, path))))
 
 
 def listed(wild_type: str, variants: Sequence[Variant]) -> Space:

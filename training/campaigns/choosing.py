@@ -146,10 +146,9 @@ def _learnt(
         contests.append(contest)
         all_means.append(contest.winner.mean(pool))
     means = np.array(all_means)
-    total = _utility(means[:, rows], known)
     if all(k.threshold is not None for k in known):  # all that should pass are equal: not the first of them
         rows = rng.permutation(rows)
-        total = _utility(means[:, rows], known)
+    total = _utility(means[:, rows], known)
     keep: list[int] = []
     for goal in total:
         keep += rows[np.argsort(-goal, kind="stable")[: max(SHORTLIST - 300, 2 * batch)]].tolist()

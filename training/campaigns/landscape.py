@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
 
-from bioseq.campaigns.space import listed, read_variant
-from bioseq.errors import MutationError, TableError
+from bioseq.campaigns.space import listed, read_variants
+from bioseq.errors import TableError
 from bioseq.sequences.fasta import read_fasta
 from bioseq.sequences.mutations import Variant, letters_of
 from training.campaigns.surrogates import Eyes, View
@@ -29,26 +28,12 @@ def read_landscape(
     type and rows without a value left out. Raises `TableError` with the line."""
     wild = letters_of(next(read_fasta(wild_type)).sequence)
     values: dict[Variant, list[float]] = {}
-    with open(path, newline="", encoding="utf-8") as handle:
-        reader = csv.DictReader(handle)
-        names = reader.fieldnames or []
-        name = next((c for c in ("variant", "mutant", "sequence") if c in names), None)
-        if name is None or column not in names:
-            missing = "variant" if name is None else column
-            raise TableError(
-                f"{path}: line 1: there is no column {missing!r}.", hint=f"It has: {', '.join(names)}."
-            )
-        for row in reader:
-            at = f"{path}: line {reader.line_num}, column"
-            try:
-                variant = read_variant(row[name] or "", wild)
-            except MutationError as error:
-                raise TableError(f"{at} {name!r}: {error.message}", hint=error.hint) from None
-            try:
-                if (row[column] or "").strip() and variant.changes:
-                    values.setdefault(variant, []).append(float(row[column]))
-            except ValueError:
-                raise TableError(f"{at} {column!r}: not a number.") from None
+    for line, variant, row in read_variants(wild, path, column):
+        try:
+            if (row[column] or "").strip() and variant.changes:
+                values.setdefault(variant, []).append(float(row[column]))
+        except ValueError:
+            raise TableError(f"{path}: line {line}, column {column!r}: not a number.") from None
     if len(values) < 10:
         raise TableError(f"{path}: {len(values)} variants with a value; a simulation needs 10 or more.")
     space = listed(wild, list(values))

@@ -12,7 +12,7 @@ import numpy as np
 from jinja2 import Environment
 
 from bioseq.campaigns.campaign import PLATES, Campaign, read_csv
-from bioseq.campaigns.space import LETTERS
+from bioseq.homologs.database import LETTERS
 from bioseq.output import atomic_file
 from bioseq.ranking import spearman
 
