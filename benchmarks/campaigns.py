@@ -1,6 +1,6 @@
 """Campaigns on measured landscapes, beside greedy one-hot ridge and random picks, with paired seeds.
 
-    python benchmarks/campaigns.py DATA [--seeds 20] [--part gb1|avgfp|size|ablations] [--noise 0.2 --failed 0.1]
+    python benchmarks/campaigns.py DATA [--seeds 20] [--part gb1|avgfp|size] [--ablations NAME ...] [--noise 0.2 --failed 0.1]
 
 DATA is a folder of `NAME.csv` (variant, fitness) and `NAME.fasta` (wild type) for gb1 and avgfp. `size` times a synthetic
 four-site table of 149,361 variants. Best is 0 at the table's median and 1 at its maximum.
@@ -11,14 +11,15 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _common import host, versions, write_result
 
-from benchmarks._common import host
 from training.campaigns.choosing import Method
 from training.campaigns.simulate import METHODS, Setting, curves, replay, summarise
 from training.campaigns.surrogates import Eyes, View
@@ -84,7 +85,7 @@ def main() -> None:
     p.add_argument("--batch", type=int, default=96)
     p.add_argument("--noise", type=float, default=0.0)
     p.add_argument("--failed", type=float, default=0.0)
-    p.add_argument("-o", "--output", type=Path)
+    p.add_argument("-o", "--output", help="default: a dated file in benchmarks/results")
     args = p.parse_args()
     eyes, pool, y = synthetic() if args.part == "size" else landscape(args.data, args.part)
     setting = Setting(args.rounds, args.batch, args.noise, args.failed)
@@ -94,12 +95,12 @@ def main() -> None:
     result, seconds = compare(eyes, pool, y, setting, args.seeds, methods)
     report = {
         "landscape": args.part, "variants": len(y), "seeds": args.seeds, "setting": asdict(setting),
-        "method": asdict(Method()), "seconds_a_seed": seconds, "result": result, "host": host(),
+        "method": asdict(Method()), "seconds_a_seed": seconds, "result": result,
+        "command": "python benchmarks/campaigns.py " + " ".join(Path(a).name for a in sys.argv[1:]),
+        "host": host(), "versions": versions(),
     }  # fmt: skip
-    text = json.dumps(report, indent=1)
-    if args.output:
-        args.output.write_text(text + "\n")
-    print(text)
+    print(json.dumps(result, indent=1))
+    print(write_result(f"campaigns-{args.part}", report, args.output))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,8 @@ def main() -> None:
         print(name, json.dumps(result["sets"][name], indent=1))
     if args.cost:
         result["cost"] = cost(reader, args.fasta)
-    result |= {"host": host(), "versions": versions()}
+    command = "python benchmarks/reader.py " + " ".join(Path(a).name for a in sys.argv[1:])
+    result |= {"command": command, "host": host(), "versions": versions()}
     print(write_result("reader", result, args.out))
 
 
