@@ -12,6 +12,7 @@ from bioseq.cli import api_key
 from bioseq.errors import SequenceError
 
 if TYPE_CHECKING:
+    from bioseq.inference.predictor import Predictor
     from bioseq.inference.query import Result
     from bioseq.sequences.fasta import Record
 
@@ -34,6 +35,11 @@ def open_engine(args: argparse.Namespace, homologs: str = "auto") -> Any:
         import bioseq
 
         return bioseq.connect(args.server, api_key=api_key(args), model=args.model)
+    return load_here(args, homologs)
+
+
+def load_here(args: argparse.Namespace, homologs: str = "auto") -> Predictor:
+    """The model that the engine options name."""
     from bioseq.inference.loading import load
 
     return load(args.model, dtype=args.dtype, device=args.device, threads=args.threads, homologs=homologs)

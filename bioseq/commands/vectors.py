@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bioseq.cli import add_engine_options, new_parser, positive_int
+from bioseq.commands.records import load_here
 from bioseq.errors import InputError, TableError
 
 if TYPE_CHECKING:
@@ -101,12 +102,6 @@ def main(argv: list[str]) -> int:
     return runs[args.command](args)
 
 
-def _load(args: argparse.Namespace) -> Predictor:
-    from bioseq.inference.loading import load
-
-    return load(args.model, dtype=args.dtype, device=args.device, threads=args.threads)
-
-
 def _options(store: VectorStore) -> dict[str, Any]:
     """What `Predictor.prepare` is told, so that queries are embedded as the store's vectors were."""
     from bioseq.backbones.pooling import EmbedOptions
@@ -124,7 +119,7 @@ def _open(args: argparse.Namespace) -> tuple[VectorStore, Predictor]:
     from bioseq.vectors.store import VectorStore
 
     store = VectorStore(args.store)
-    model, ask = _load(args), _options(store)
+    model, ask = load_here(args), _options(store)
     store.settings.check_same(
         settings_of(model, ask["embed"], ask["long_sequences"], stored=store.settings.stored), args.store
     )
@@ -138,7 +133,7 @@ def _add(args: argparse.Namespace) -> int:
     from bioseq.sequences.fasta import count_records, read_many
     from bioseq.vectors.store import VectorStore
 
-    model = _load(args)
+    model = load_here(args)
     options = EmbedOptions(args.pooling, (args.layer,))
     total = sum(count_records(f) for f in args.fasta) if all(Path(f).is_file() for f in args.fasta) else 0
     store = VectorStore(args.store, settings_of(model, options, args.long_sequences))

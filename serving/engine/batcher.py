@@ -1,23 +1,22 @@
 """The late-sealing token-budget batcher: one queue, and lanes that each run one batch at a time.
 
 Concept. A batcher that seals a batch as soon as it may freezes small batches while the engine is still busy with the
-last one. This one seals only when the engine thread asks for work: whatever has come by then, up to the token budget,
-is the batch. Under light load a request runs at once and alone; under heavy load batches fill by themselves.
+last one. This one seals only when the engine asks for work: what has come by then, up to the token budget, is the batch.
+Under light load a request runs at once and alone; under heavy load batches fill by themselves.
 
-Order. Every item has a *due* time: its request's arrival plus, for the later items of a large request, the
-time that the items before it would take at half of the engine's speed. Items run by due time. So a request of
-ten thousand sequences is served as if its sequences had come one after another, a short request that comes
-in the middle runs in the next batch, and nothing starves: an item can only be overtaken by items that
-arrived before its due time, of which there are finitely many. That holds for the items of one caller; callers take
-turns by tokens (see `fair`), so that one's thousand requests do not keep another's one waiting. A batch begins with
-the item whose turn it is, whatever its length, and is filled with the next ones that fit.
+Order. Every item has a *due* time: its request's arrival plus, for later items of a large request, the time that
+those before it take at half of the engine's speed. Items run by due time. So a request of ten thousand sequences is
+served as if its sequences had come one after another, a short request that comes in the middle runs in the next
+batch, and nothing starves: an item can only be overtaken by items that arrived before its due time, of which there
+are finitely many. That holds within one caller; callers take turns by tokens (`fair`). A batch begins with the item
+whose turn it is, whatever its length, and is filled with the next ones that fit.
 
 A lane knows nothing of Ray or HTTP; a runner is anything with `budget` and `run(queries)`, and queries
 are anything with `tokens`. Works of one runner share a batch whatever heads or outputs they ask for.
 
-Lanes. On a CPU a batch runs on one thread, and as many batches at a time as there are lanes: no time is lost at
-barriers inside small products, and a result's bytes do not depend on the number of threads. On a GPU there is
-one lane. A lane that finds others idle takes only its share of what waits.
+Lanes. On a CPU a batch runs on one thread, and as many batches at a time as there are lanes: no time is lost at barriers
+inside small products, and a result's bytes do not depend on the number of threads. On a GPU there is one lane. A lane that
+finds others idle takes only its share of what waits.
 """
 
 from __future__ import annotations
@@ -53,11 +52,11 @@ _SHARE = 256  # tokens: smaller batches waste more than another lane gains
 
 
 class Engine:
-    """See the module. `max_queue_s` bounds the time from an accepted request's arrival to its answer,
-    `max_queued_tokens` what lies in the queue; None for no limit. `lookahead` items are looked at to fill a batch.
-    `on_start` runs in each lane before its first batch. `stuck_s`: a batch that runs longer makes `check` fail.
-    `floor_tokens`: a batch of fewer tokens takes as long as one of so many, so it says nothing of the speed. `fatal` tells the errors after which this process can compute nothing any more: the engine then dies, so that
-    its health check fails and others are asked. `on_death` is called once when a lane has died."""
+    """See the module. `max_queue_s` bounds the time from an accepted request's arrival to its answer, `max_queued_tokens`
+    what lies in the queue; None for no limit. `lookahead` items are looked at to fill a batch. `on_start` runs in each lane
+    before its first batch. `stuck_s`: a batch that runs longer makes `check` fail. `floor_tokens`: a smaller batch takes as
+    long, so it says nothing of the speed. `fatal` tells the errors after which this process computes nothing any more: the
+    engine dies, its health check fails and others are asked. `on_death` is called once when a lane has died."""
 
     def __init__(
         self,
@@ -223,10 +222,10 @@ class Engine:
         return max(0.9 * self.max_queue_s - own, self.max_queue_s / 2)
 
     def _admit(self, ticket: Ticket, now: float) -> None:
-        limit, tokens = self.max_queued_tokens, ticket.total_tokens
+        limit = math.inf if self.max_queued_tokens is None else self.max_queued_tokens
         # An empty queue takes any request: one that is larger than the queue would never run otherwise.
-        full = limit is not None and self._queued_tokens and self._queued_tokens + tokens > limit
-        if full and limit is not None and over_share(self._tickets, ticket, limit):
+        full = self._queued_tokens and self._queued_tokens + ticket.total_tokens > limit
+        if full and over_share(self._tickets, ticket, limit):
             self.observer.refused()
             wait = max(1.0, self._wait_s(now))
             raise Overloaded(f"the queue holds {self._queued_tokens} tokens; the limit is {limit}.", wait)
@@ -239,6 +238,7 @@ class Engine:
             )
 
     def _seal(self) -> list[Item]:
+        """The next batch; called only by a lane that is free."""
         batch: list[Item] = []
         passed: list[Item] = []
         room = 0

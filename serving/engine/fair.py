@@ -60,9 +60,7 @@ class FairQueue:
 
     def _leave(self, caller: str) -> None:
         del self._items[caller]
-        if (
-            len(self._served) > 1000
-        ):  # who was served less than the others is treated like a new caller anyway
+        if len(self._served) > 1000:  # who was served less than the others is like a new caller anyway
             self._served = {c: n for c, n in self._served.items() if c in self._items or n > self._now}
 
     def back(self, item: Item) -> None:
@@ -104,7 +102,7 @@ def wait_tokens(due: Iterable[tuple[str, float]], ticket: Ticket) -> float:
     return own + sum(min(tokens, own + ticket.first_tokens) for tokens in by_caller.values())
 
 
-def over_share(tickets: Iterable[Ticket], ticket: Ticket, limit: int) -> bool:
+def over_share(tickets: Iterable[Ticket], ticket: Ticket, limit: float) -> bool:
     """Whether the caller of a new ticket would hold more than its part of a full queue. Others keep theirs: n callers
     hold at most 1 + 1/2 + ... + 1/n limits together."""
     held = {ticket.caller: ticket.total_tokens}

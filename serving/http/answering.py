@@ -68,6 +68,12 @@ class Order(ABC):
         """What makes bytes of the replies."""
 
 
+def embedding_bytes(target: Target, layers: int, per_residue: bool) -> tuple[int, int]:
+    """Of embeddings, as `Order.answer_bytes` says it."""
+    vector = 4 * target.shape.d_model * layers
+    return 64 + vector, vector if per_residue else 0
+
+
 async def answer(request: Request, key: KeyInfo, order: Order) -> Response:
     """Raises `NotFoundError`, `SequenceError`, `Problem` 413 and 429, and what the engine raises for the first
     slice. If a later slice fails, the response breaks off, which every client notices."""

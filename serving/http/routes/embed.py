@@ -11,7 +11,7 @@ from starlette.responses import Response
 from bioseq.errors import SpecError
 from serving.database.keys import KeyInfo
 from serving.engine.asks import Ask, Reply
-from serving.http.answering import Order, answer
+from serving.http.answering import Order, answer, embedding_bytes
 from serving.http.auth import require
 from serving.http.checks import Checked
 from serving.http.formats import (
@@ -80,8 +80,7 @@ class EmbedOrder(Order):
         )
 
     def answer_bytes(self, target: Target) -> tuple[int, int]:
-        vector = 4 * target.shape.d_model * len(self.body.layers)
-        return 64 + vector, vector if self.body.per_residue else 0
+        return embedding_bytes(target, len(self.body.layers), self.body.per_residue)
 
     def writer(self, target: Target, cost: Checked) -> Writer:
         b, d, n = self.body, target.shape.d_model, len(self.body.layers)

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 
 from bioseq.errors import SequenceTooLongError, ServiceError
 from serving.database.keys import KeyInfo
+from serving.http.answering import embedding_bytes
 from serving.http.auth import require
 from serving.http.checks import checked, variant_tokens
 from serving.http.routes.body import Route
@@ -72,7 +73,8 @@ def _item_bytes(body: EstimateRequest, target: Target, residues: list[int]) -> i
     """Of the largest embedding."""
     if body.kind != "embed":
         return 0
-    return 64 + 4 * target.shape.d_model * body.layers * (1 + (max(residues) if body.per_residue else 0))
+    a_sequence, a_residue = embedding_bytes(target, body.layers, body.per_residue)
+    return a_sequence + a_residue * max(residues)
 
 
 async def _search_seconds(
