@@ -185,4 +185,6 @@ def _number(cell: str, where: str, faults: list[str], *, positive: bool = False)
 
 def _refused(path: Path, faults: list[str]) -> TableError:
     more = f"; and {len(faults) - 10} more" if len(faults) > 10 else ""
-    return TableError(f"{path}: {'; '.join(faults[:10])}{more}.", hint="Nothing was taken in.")
+    return TableError(
+        f"{path}: {'; '.join(f.rstrip('.') for f in faults[:10])}{more}.", hint="Nothing was taken in."
+    )

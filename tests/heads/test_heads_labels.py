@@ -140,3 +140,11 @@ def test_rows_without_any_label_are_left_out_and_counted(tmp_path):
     rows[9]["k"] = ""
     labels = without_unlabelled(read_labels(write_table(tmp_path / "t.csv", rows), ["k", "w"]))
     assert len(labels) == labels.labelled() == 18 and "2 rows without any label left out" in labels.notes
+
+
+def test_a_wild_type_may_be_longer_than_a_file_name(tmp_path):
+    from training.finetune.run import _wild_type
+
+    sequence = "ACDEFGHIKL" * 40
+    (tmp_path / "w.fasta").write_text(f">w\n{sequence}\n")
+    assert _wild_type(sequence) == _wild_type(str(tmp_path / "w.fasta")) == sequence

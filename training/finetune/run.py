@@ -6,6 +6,7 @@ are in `models`, what they are worth in `evaluation`.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +58,7 @@ def read(spec: FinetuneSpec, alphabet: Alphabet | None = None) -> tuple[Labels, 
 
 def _wild_type(given: str | None) -> str | None:
     """A sequence, or a FASTA file that holds one."""
-    if given is None or not Path(given).is_file():
+    if given is None or not os.path.isfile(given):  # a sequence may be too long for a path
         return given
     records = list(read_fasta(given))
     if len(records) != 1:
