@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -173,9 +174,12 @@ def test_what_waits_is_searched_together_and_each_gets_its_own(settings, referen
     from bioseq.homologs import door
 
     sizes: list[int] = []
+    began, go_on = threading.Event(), threading.Event()
 
     def counted(sequences, *arguments, **options):
         sizes.append(len(sequences))
+        began.set()
+        assert go_on.wait(60)
         return search(sequences, *arguments, **options)
 
     monkeypatch.setattr(door, "search", counted)
@@ -185,19 +189,31 @@ def test_what_waits_is_searched_together_and_each_gets_its_own(settings, referen
 
     async def go():
         searches = Searches(options)
+        go_on.set()
         await searches.start()
         sizes.clear()
+        began.clear()
+        go_on.clear()
         asks = [SearchAsk("family", (WILD[i:],)) for i in range(10)]
-        together = await asyncio.gather(*(searches.find(a) for a in asks))
-        assert sum(sizes) == 10 and len(sizes) <= 3
+        first = asyncio.create_task(searches.find(asks[0]))
+        assert await asyncio.to_thread(began.wait, 60)
+        others = [asyncio.create_task(searches.find(a)) for a in asks[1:]]
+        while searches.engine.status()["queued_tokens"] < sum(len(a.sequences[0]) for a in asks[1:]):
+            await asyncio.sleep(0.01)
+        go_on.set()
+        together = await asyncio.gather(first, *others)
+        assert sizes == [1, 9], "all that waited for the first search were searched at once"
         alone = [await searches.find(a) for a in asks]
         for a, b in zip(together, alone, strict=True):
             assert a.fault is None and np.array_equal(
                 a.found[0].profile.log_probs, b.found[0].profile.log_probs
             )
-        flood = await asyncio.gather(*(searches.find(SearchAsk("family", (WILD,) * 10)) for _ in range(12)))
-        refused = [r.fault for r in flood if r.fault is not None]
-        assert refused and all(f.status == 429 and f.retry_after for f in refused)
+        go_on.clear()
+        flood = [asyncio.create_task(searches.find(SearchAsk("family", (WILD,) * 10))) for _ in range(12)]
+        await asyncio.wait(flood, return_when=asyncio.FIRST_COMPLETED)
+        go_on.set()
+        refused = [r.fault for r in await asyncio.gather(*flood) if r.fault is not None]
+        assert all(f.status == 429 and f.retry_after for f in refused)
         bad = await searches.find(SearchAsk("family", (WILD, "MK1T"), offset=7))
         assert bad.fault is not None and (bad.fault.kind, bad.fault.index) == ("IllegalResidueError", 8)
         searches.engine.stop()
