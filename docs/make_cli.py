@@ -12,7 +12,7 @@ os.environ["COLUMNS"] = "100"
 
 from bioseq.cli import CORE, EXTRAS, main
 
-VERBS = ("new", "propose", "ingest", "mark", "status", "report", "simulate")
+VERBS = ("create", "propose", "ingest", "mark", "status", "report", "simulate")
 SUB = {
     "campaign": VERBS,
     "pretrain": ("prepare", "run"),

@@ -27,6 +27,7 @@ from bioseq.output import atomic_file, atomic_folder
 from bioseq.sequences.mutations import letters_of
 
 PLATES = {96: (8, 12), 384: (16, 24)}
+RESERVED = ("variant", "well", "status", "round", "kind", "reason", "event", "source")
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,17 @@ def check(settings: Settings) -> None:
     columns = [Objective.read(o).column for o in settings.objectives]
     if not columns or len(set(columns)) < len(columns):
         raise SpecError("give one or more objectives, each column once.", field="objective")
+    derived = {f"{c}_{what}" for c in columns for what in ("se", "predicted", "low", "high")}
+    if taken := [c for c in columns if c.lower() in RESERVED or c in derived]:
+        raise SpecError(
+            f"{taken[0]!r} is a column that plates and ledgers have already.",
+            field="objective",
+            hint="Choose another name for the objective's column.",
+        )
+    if settings.budget < 0:
+        raise SpecError(
+            f"a budget of {settings.budget} wells; give 1 or more, or 0 for no limit.", field="budget"
+        )
     if settings.plate not in PLATES:
         raise SpecError(f"{settings.plate} wells; plates have 96 or 384.", field="plate")
     if not 0 <= settings.controls < settings.batch:
@@ -121,7 +133,7 @@ class Campaign:
             raise InputError(
                 f"{self.folder} is not a campaign.",
                 code="campaign.not_found",
-                hint="See: bioseq campaign new -h",
+                hint="See: bioseq campaign create -h",
             )
         try:
             data = tomllib.loads(path.read_text("utf-8"))
@@ -230,28 +242,50 @@ class Campaign:
                 path.write_text(text, "utf-8")
         self.ledger.append(events)
 
-    def mark(self, event: str, variants: Sequence[str]) -> int:
-        """Mark wells of `variants` (all pending ones if none is given and the event is `ordered`)."""
+    def mark(self, event: str, which: Sequence[str]) -> int:
+        """Mark wells, and how many. Each of `which` is a well, `ROUND/WELL` as `2/B7`, or a variant, which is all of its
+        wells that can be marked so; none at all with `ordered` is every well under way."""
         with self.locked():
             state = self.state()
-            names = {str(self.space.read(v)) for v in variants} or (
-                set(state.pending) if event == "ordered" else set()
-            )
             old = {"ordered": ("proposed",), "abandoned": ("proposed", "ordered", "failed")}.get(
                 event, ("measured",)
             )
-            hit = [e for e in state.wells.values() if e.variant in names and e.event in old]
-            if missing := names - {e.variant for e in hit}:
+            able = {at: e for at, e in state.wells.items() if e.event in old}
+            chosen = {} if which or event != "ordered" else dict(able)
+            missing = []
+            for text in which:
+                well = re.fullmatch(r"(\d+)/(\+\d+|[A-Za-z]\d+)", text.strip())
+                if well:
+                    found = {at: able[at] for at in [(int(well[1]), well[2].upper())] if at in able}
+                else:
+                    name = str(self.space.read(text))
+                    found = {at: e for at, e in able.items() if e.variant == name}
+                chosen |= found
+                if not found:
+                    missing.append(text)
+            if missing:
                 raise InputError(
-                    f"{', '.join(sorted(missing)[:5])}: no well that can be marked {event}.",
+                    f"{', '.join(missing[:5])}: no well that can be marked {event}.",
                     code="campaign.mark",
-                    hint=f"It must be {' or '.join(old)}.",
+                    hint=f"It must be {' or '.join(old)}. Name a variant, or a well as 2/B7: round 2, well B7.",
                 )
+            hit = list(chosen.values())
             if hit:
                 self.ledger.append(
                     [Event(event, e.round, e.well, e.variant, e.source, e.values, e.errors) for e in hit]
                 )
             return len(hit)
+
+    def plate(self, number: int) -> str:
+        """A round's plate.csv, whose hash the ledger has."""
+        path = self.round_folder(number) / "plate.csv"
+        try:
+            data = path.read_bytes()
+        except OSError:
+            raise self._edited(path, "it is not there") from None
+        if _sha(data) != self.state().plates.get(number):
+            raise self._edited(path, "the hash differs")
+        return data.decode()
 
     def status(self) -> dict[str, Any]:
         state = self.state()

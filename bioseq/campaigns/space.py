@@ -6,8 +6,6 @@ Variants are rows of codes uint8 [N, S]: the residue (place in LETTERS) at each 
 from __future__ import annotations
 
 import csv
-import itertools
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,9 +106,8 @@ class Space:
         recombined and mutated `parents` (the best measured variants, uint8 [P, S])."""
         if self.listed is not None:
             return self.listed[(self.listed != self.wild).any(1)]
-        if self.most == len(self.sites) and math.prod(map(len, self.allowed)) <= ENUMERATED:
-            grid = np.array(list(itertools.product(*self.allowed)), np.uint8)
-            return grid[(grid != self.wild).any(1)]
+        if self.size <= ENUMERATED:
+            return self._all()
         found = [self._near(row) for row in (self.wild, *parents[:50])]
         found.append(self._scatter(rng, np.tile(self.wild, (50_000, 1)), self.most))
         if len(parents):
@@ -120,6 +117,19 @@ class Space:
         rows = np.unique(np.concatenate(found), axis=0)
         count = (rows != self.wild).sum(1)
         return rows[(count > 0) & (count <= self.most)]
+
+    def _all(self) -> np.ndarray:
+        """All combinations of one to `most` mutations, in the order of their codes."""
+        by_count = [[self.wild[None]]] + [[] for _ in range(self.most)]
+        for s, codes in enumerate(self.allowed):
+            other = np.array([c for c in codes if c != self.wild[s]], np.uint8)
+            for count in range(self.most, 0, -1):
+                if by_count[count - 1] and len(other):
+                    before = np.concatenate(by_count[count - 1])
+                    rows = np.repeat(before, len(other), axis=0)
+                    rows[:, s] = np.tile(other, len(before))
+                    by_count[count].append(rows)
+        return np.unique(np.concatenate([np.concatenate(rows) for rows in by_count[1:] if rows]), axis=0)
 
     def _near(self, row: np.ndarray) -> np.ndarray:
         """The row with each allowed residue at each site."""

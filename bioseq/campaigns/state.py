@@ -18,6 +18,7 @@ class State:
 
     wells: dict[tuple[int, str], Event] = field(default_factory=dict)
     rounds: int = 0
+    plates: dict[int, str] = field(default_factory=dict)  # hash of a round's plate.csv
     abandoned: set[str] = field(default_factory=set)
     sources: set[str] = field(default_factory=set)
 
@@ -28,6 +29,7 @@ class State:
             state.wells[e.round, e.well] = e
             if e.event == "proposed":
                 state.rounds = max(state.rounds, e.round)
+                state.plates[e.round] = e.source
             elif e.event == "abandoned":
                 state.abandoned.add(e.variant)
             if e.event in ("measured", "failed"):
@@ -47,8 +49,7 @@ class State:
         return events == {"proposed"}
 
     def measured(self, objective: int) -> dict[str, tuple[float, int, float | None, int]]:
-        """By variant: mean after plate effects, number of values, standard error if given, first round. The plate effect
-        of a round is the mean of its wild-type wells less the mean of all, where a round has two or more."""
+        """By variant: mean after plate effects (`_effects`), number of values, standard error if given, first round."""
         rows = [
             (e.round, e.variant, e.values[objective], e.errors[objective])
             for _, e in sorted(self.wells.items())
@@ -58,12 +59,11 @@ class State:
         for r, variant, value, _ in rows:
             if variant == "WT" and value is not None:
                 controls.setdefault(r, []).append(value)
-        means = {r: float(np.mean(v)) for r, v in controls.items() if len(v) > 1}
-        centre = float(np.mean(list(means.values()))) if means else 0.0
+        effects = _effects(controls)
         found: dict[str, list[tuple[float, float | None, int]]] = {}
         for r, variant, value, error in rows:
             if value is not None:
-                found.setdefault(variant, []).append((value - means.get(r, centre) + centre, error, r))
+                found.setdefault(variant, []).append((value - effects.get(r, 0.0), error, r))
         out = {}
         for variant, values in found.items():
             errors = [e for _, e, _ in values if e is not None]
@@ -75,3 +75,20 @@ class State:
                 min(r for *_, r in values),
             )
         return out
+
+
+def _effects(controls: dict[int, list[float]]) -> dict[int, float]:
+    """Plate effects by round from its wild-type wells: the mean less that of all rounds, shrunk by its reliability.
+    The variance of a mean's noise is that of wells within rounds over their number; what the means vary beyond it is
+    taken for plates (one-way random effects, by moments). Two wells of one round are needed."""
+    means = {r: float(np.mean(v)) for r, v in controls.items()}
+    freedom = sum(len(v) - 1 for v in controls.values())
+    if len(means) < 2 or not freedom:
+        return {}
+    within = sum(float(np.var(v)) * len(v) for v in controls.values()) / freedom
+    noise = {r: within / len(v) for r, v in controls.items()}
+    plates = max(float(np.var(list(means.values()), ddof=1)) - float(np.mean(list(noise.values()))), 0.0)
+    if not plates:
+        return {}
+    centre = float(np.mean(list(means.values())))
+    return {r: (m - centre) * plates / (plates + noise[r]) for r, m in means.items()}

@@ -82,6 +82,7 @@ def test_simulation_beats_random_and_repeats(landscape: tuple[Eyes, View, np.nda
 def test_paired_interval() -> None:
     mean, low, high = paired(np.arange(20.0), np.arange(20.0) - 1)
     assert mean == low == high == 1
+    assert paired(np.ones(1), np.zeros(1)) == [1, None, None]
 
 
 def test_simulate_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -145,8 +145,18 @@ def test_plate_effects_come_from_wild_types(campaign: Campaign) -> None:
         [Event("measured", r, f"+{i}", v, "x", (y,), (None,)) for i, (v, r, y) in enumerate(rows)]
     )
     found = campaign.state().measured(0)
-    assert found["A4C"][0] == pytest.approx(2.5) == found["A4D"][0]
+    # plates differ by 1; the variance within them is 0.02 and the means' 0.5, so that 0.98 of it is taken for plates
+    assert found["A4C"][0] == pytest.approx(2.49) and found["A4D"][0] == pytest.approx(2.51)
     assert found["WT"][1] == 4
+
+
+def test_plate_effects_within_the_noise_of_wild_types_are_not_subtracted(campaign: Campaign) -> None:
+    rows = [("WT", 1, 0.0), ("WT", 1, 2.0), ("A4C", 1, 2.0), ("WT", 2, 0.2), ("WT", 2, 2.2), ("A4D", 2, 3.0)]
+    campaign.ledger.append(
+        [Event("measured", r, f"+{i}", v, "x", (y,), (None,)) for i, (v, r, y) in enumerate(rows)]
+    )
+    found = campaign.state().measured(0)
+    assert (found["A4C"][0], found["A4D"][0]) == (2.0, 3.0)
 
 
 def test_several_objectives_and_a_threshold(tmp_path: Path) -> None:
@@ -317,13 +327,41 @@ def test_letters_at_the_sites_and_variants_never_proposed(campaign: Campaign, tm
     assert campaign.state().measured(0)["A4C:A7D"][:2] == (2.0, 3)
 
 
-@pytest.mark.parametrize("file", ["campaign.toml", "prior.csv", "ledger.csv"])
+@pytest.mark.parametrize("file", ["campaign.toml", "prior.csv", "ledger.csv", "rounds/01/plate.csv"])
 def test_edits_by_hand_are_refused(campaign: Campaign, file: str) -> None:
     propose(campaign)
     path = campaign.folder / file
     path.write_text(path.read_text().replace("4", "5", 1))
     with pytest.raises(InputError, match="changed by hand"):
-        propose(Campaign(campaign.folder), more=True)
+        propose(Campaign(campaign.folder), more="plate" not in file)
+
+
+def test_wells_and_variants_can_be_excluded(campaign: Campaign) -> None:
+    rows = [("A4C", 1, 9.0), ("A4C", 1, 1.0), ("A4D", 1, 3.0)]
+    campaign.ledger.append(
+        [Event("measured", r, f"+{i}", v, "x", (y,), (None,)) for i, (v, r, y) in enumerate(rows)]
+    )
+    assert campaign.mark("excluded", ["1/+0"]) == 1
+    assert campaign.state().measured(0)["A4C"][:2] == (1.0, 1)
+    with pytest.raises(InputError, match="1/\\+0, 2/A1: no well that can be marked excluded"):
+        campaign.mark("excluded", ["1/+0", "A4C", "2/A1"])
+    assert campaign.mark("excluded", ["A4C"]) == 1
+    assert set(campaign.state().measured(0)) == {"A4D"}
+
+
+def test_an_objective_with_few_values_keeps_no_other_from_learning(tmp_path: Path) -> None:
+    campaign = Campaign.create(tmp_path / "c", settings(objectives=("activity:max", "heat:max")))
+    propose(campaign)
+    path = tmp_path / "r.csv"
+    with open(campaign.round_folder(1) / "plate.csv") as plate, open(path, "w") as out:
+        out.write("variant,well,activity,heat\n")
+        for i, row in enumerate(csv.DictReader(plate)):
+            out.write(f"{row['variant']},{row['well']},{truth(row['variant'])},{i if i < 3 else ''}\n")
+    ingest(campaign, path)
+    found = propose(campaign)
+    assert set(found["believed"]) == {"activity"} and "heat: " in found["left_out"][0]
+    rows = [r for r in read_csv(campaign.round_folder(2) / "plate.csv") if r["kind"] == "variant"]
+    assert all(r["activity_predicted"] and not r["heat_predicted"] for r in rows)
 
 
 @pytest.mark.parametrize(
@@ -337,6 +375,9 @@ def test_edits_by_hand_are_refused(campaign: Campaign, file: str) -> None:
         ({"batch": 97}, SpecError),
         ({"controls": 24}, SpecError),
         ({"plate": 100}, SpecError),
+        ({"budget": -3}, SpecError),
+        ({"objectives": ("well",)}, SpecError),
+        ({"objectives": ("a", "a_low")}, SpecError),
     ],
 )
 def test_bad_settings_leave_no_folder(
@@ -364,6 +405,10 @@ def test_sizes_of_spaces() -> None:
     assert two.size == (2 + 19 + 19) + (2 * 19 * 2 + 19 * 19)
     rows = two.pool(np.random.default_rng(0), np.zeros((0, 3), np.uint8))
     assert len(rows) == two.size and all(two.holds(two.decode(r)) for r in rows)
+    three = combinations(WILD, [4, 7, 9, 10], 3, {10: "CD"}).pool(np.random.default_rng(0), rows[:0])
+    assert (
+        len(three) == len(np.unique(three, axis=0)) == combinations(WILD, [4, 7, 9, 10], 3, {10: "CD"}).size
+    )
     large = combinations(WILD, [], None, {})
     assert (
         large.size == 20 ** len(WILD) - 1 and len(large.pool(np.random.default_rng(0), rows[:0, :0])) > 10_000

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.stats import rankdata
 
-from training.campaigns.surrogates import Contest, Eyes, Forest, Gaussian, Surrogate, View, compete
+from training.campaigns.surrogates import Contest, Eyes, Forest, Gaussian, Surrogate, View, Warped, compete
 
 SHORTLIST = 1500
 CROWD = 0.25  # at most this share of a round within one mutation of a pick: the floor of diversity
@@ -21,7 +22,8 @@ class Method:
     surrogates: tuple[str, ...] = ("gp", "ridge", "forest")
     acquisition: str = "thompson"  # or greedy
     temper: float = 0.5  # share of the posterior's spread in a draw
-    first: str = "half"  # half from the prior's top quarter and half from all, prior, random
+    first: str = "half"  # half by prior and half from all; prior; random
+    top: float = 0.25  # share of the variants of as many mutations that count as high by prior
 
 
 @dataclass
@@ -37,19 +39,21 @@ class Known:
 
 @dataclass
 class Picks:
-    """Places in the pool, and for each its reason, mean and sd by objective; `contests` by objective."""
+    """Places in the pool, and for each its reason, mean and sd by objective (NaN without enough values); `contests` by
+    the place of the objective."""
 
     rows: list[int] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     means: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     sds: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
-    contests: list[Contest] = field(default_factory=list)
+    contests: dict[int, Contest] = field(default_factory=dict)
 
 
 def entrants(eyes: Eyes, method: Method, seed: int) -> list[Surrogate]:
     made: dict[str, Surrogate] = {
         "gp": Gaussian(eyes, epistasis=True, prior=method.prior),
         "ridge": Gaussian(eyes, epistasis=False, prior=method.prior),
+        "ranks": Warped(Gaussian(eyes, epistasis=True, prior=method.prior)),
         "forest": Forest(eyes, seed),
     }
     return [made[name] for name in method.surrogates]
@@ -66,12 +70,18 @@ def choose(
     method: Method,
 ) -> Picks:
     """`free` bool [N]: rows of the pool that may be picked. `pending` uint8 [P, S]: wells under way, which count as
-    measured at their predicted value, so that a draw does not ask for the same again."""
+    measured at their predicted value, so that a draw does not ask for the same again. Objectives with fewer than five
+    values, or one value alone, take no part."""
     rng = np.random.default_rng(seed)
     rows = np.flatnonzero(free)
     batch = min(batch, len(rows))
-    if batch and all(len(k.y) >= 5 and np.ptp(k.y) > 0 for k in known) and known:
-        return _learnt(eyes, pool, rows, known, pending, batch, rng, seed, method)
+    ready = [i for i, k in enumerate(known) if len(k.y) >= 5 and np.ptp(k.y) > 0]
+    if batch and ready:
+        picks = _learnt(eyes, pool, rows, [known[i] for i in ready], pending, batch, rng, seed, method)
+        means, sds = np.full((2, len(known), len(picks.rows)), np.nan)
+        means[ready], sds[ready] = picks.means, picks.sds
+        contests = {ready[i]: c for i, c in picks.contests.items()}
+        return Picks(picks.rows, picks.reasons, means, sds, contests)
     return _first(eyes, pool, rows, batch, rng, method)
 
 
@@ -81,18 +91,26 @@ def _first(
     picks = Picks()
     informed = method.prior and np.ptp(pool.linear[rows, 0]) > 0 if len(rows) else False
     by_prior = {"half": batch // 2, "prior": batch, "random": 0}[method.first] if informed else 0
-    order = rows[np.argsort(-pool.linear[rows, 0], kind="stable")]
-    if method.first == "half":  # not the very best scores: where the prior misleads they fail together
-        top = order[: max(by_prior, len(order) // 4)]
-        picks.rows = rng.choice(top, by_prior, replace=False).tolist()
-    else:
-        picks.rows = _spread(pool, order, by_prior)
+    mixed = rng.permutation(rows)
+    chosen = mixed[: batch - by_prior]
+    rest = mixed[batch - by_prior :]
+    low = _standing(pool, rows)[np.searchsorted(rows, rest)] > method.top
+    picks.rows = np.r_[rest[~low], rest[low]][:by_prior].tolist()
     picks.reasons = ["prior: drawn from the high zero-shot scores"] * by_prior
-    rest = np.setdiff1d(rows, picks.rows)
-    chosen = rng.choice(rest, batch - by_prior, replace=False).tolist()
-    picks.rows += chosen
+    picks.rows += chosen.tolist()
     picks.reasons += ["explores: drawn from the whole space"] * len(chosen)
     return picks
+
+
+def _standing(pool: View, rows: np.ndarray) -> np.ndarray:
+    """float [len(rows)]: each one's rank by zero-shot score, 0 the best and 1 the last, among those of as many
+    mutations: a sum over mutations would take the variants with the fewest."""
+    scores, counts = pool.linear[rows, 0], pool.linear[rows, 1]
+    out = np.empty(len(rows))
+    for count in np.unique(counts):
+        at = np.flatnonzero(counts == count)
+        out[at] = rankdata(-scores[at]) / len(at)
+    return out
 
 
 def _spread(pool: View, order: np.ndarray, want: int) -> list[int]:
@@ -175,7 +193,7 @@ def _learnt(
         taken[at] = True
         chosen.append(at)
         close += (near.codes != near.codes[at]).sum(1) <= 1
-    picks = Picks([int(short[a]) for a in chosen], contests=contests)
+    picks = Picks([int(short[a]) for a in chosen], contests=dict(enumerate(contests)))
     picks.reasons = [
         "exploits: among the highest predicted"
         if a in leaders

@@ -16,7 +16,7 @@ from bioseq.errors import SpecError
 from bioseq.sequences.fasta import read_fasta
 from bioseq.sequences.mutations import letters_of
 
-EXAMPLE = """bioseq campaign new gb1 --wild-type gb1.fasta --sites 39,40,41,54 --objective fitness
+EXAMPLE = """bioseq campaign create gb1 --wild-type gb1.fasta --sites 39,40,41,54 --objective fitness
   bioseq campaign propose gb1 -o plate.csv
   bioseq campaign ingest gb1 results.csv
   bioseq campaign status gb1
@@ -30,13 +30,15 @@ def parser() -> argparse.ArgumentParser:
     )
     verbs = p.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=argparse.ArgumentParser)
 
-    def add(name: str, text: str, *, folder: bool = True) -> argparse.ArgumentParser:
-        q = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+    def add(name: str, text: str, *, folder: bool = True, also: str = "") -> argparse.ArgumentParser:
+        q = verbs.add_parser(
+            name, help=text, description=text, allow_abbrev=False, aliases=[also] if also else []
+        )
         if folder:
             q.add_argument("folder", type=Path, help="the campaign's folder")
         return q
 
-    q = add("new", "start a campaign: a folder with frozen settings")
+    q = add("create", "start a campaign: a folder with frozen settings", also="new")
     q.add_argument("--wild-type", type=Path, required=True, metavar="FASTA")
     q.add_argument("--sites", help="all combinations at these positions: 39,40,41,54")
     q.add_argument("--mutations", type=positive_int, help="up to so many mutations, at --sites or anywhere")
@@ -71,13 +73,22 @@ def parser() -> argparse.ArgumentParser:
         "mark", "mark wells as ordered, abandoned (never again) or excluded (a measurement that is left out)"
     )
     q.add_argument("event", choices=("ordered", "abandoned", "excluded"))
-    q.add_argument("variants", nargs="*", help="default for ordered: all wells under way")
+    q.add_argument(
+        "which",
+        nargs="*",
+        metavar="WELL|VARIANT",
+        help="a well as 2/B7 (round 2, well B7), or a variant, which is all its wells (default for ordered: all under way)",
+    )
     add("status", "rounds, wells and the best so far, as JSON")
     q = add("report", "the campaign as one HTML file")
     q.add_argument("-o", "--output", type=Path, required=True)
     q.add_argument("--force", action="store_true", help="replace an existing file")
 
-    q = add("simulate", "replay campaigns on a measured table, beside random and greedy ridge", folder=False)
+    q = add(
+        "simulate",
+        "replay campaigns on a measured table, beside random and greedy ridge; without control wells or plate effects",
+        folder=False,
+    )
     q.add_argument("landscape", type=Path, help="CSV with variant, mutant or sequence, and the objective")
     q.add_argument("--wild-type", type=Path, required=True, metavar="FASTA")
     q.add_argument("--objective", default="fitness", help="the column to raise (default: fitness)")
@@ -166,7 +177,7 @@ def _simulate(args: argparse.Namespace) -> None:
 
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
-    if args.verb == "new":
+    if args.verb in ("create", "new"):
         _new(args)
         return 0
     if args.verb == "simulate":
@@ -180,14 +191,14 @@ def main(argv: list[str]) -> int:
         plate = campaign.round_folder(done["round"]) / "plate.csv"
         print(f"round {done['round']}: {done['variants']} variants in {plate}", file=sys.stderr)
         if str(args.output) == "-":
-            print(plate.read_text(), end="")
+            print(campaign.plate(done["round"]), end="")
         elif args.output:
             shutil.copyfile(plate, args.output)
     elif args.verb == "ingest":
         done = ingest(campaign, args.results, round_=args.round, correct=args.correct)
         print(", ".join(f"{v} {k}" for k, v in done.items()), file=sys.stderr)
     elif args.verb == "mark":
-        print(f"{campaign.mark(args.event, args.variants)} wells {args.event}", file=sys.stderr)
+        print(f"{campaign.mark(args.event, args.which)} wells {args.event}", file=sys.stderr)
     elif args.verb == "status":
         print(json.dumps(campaign.status(), indent=1))
     else:

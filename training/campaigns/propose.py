@@ -47,6 +47,7 @@ def propose(campaign: Campaign, *, more: bool = False, method: Method | None = N
     with campaign.locked():
         state = campaign.state()
         if state.rounds and state.untouched(state.rounds) and not more:
+            campaign.plate(state.rounds)
             return json.loads((campaign.round_folder(state.rounds) / "proposal.json").read_text())
         number = state.rounds + 1
         used = sum(not well.startswith("+") for _, well in state.wells)
@@ -136,7 +137,7 @@ def _plate(
             "reason": reason,
         }
         for j, o in enumerate(campaign.objectives):
-            shown = kind == "variant" and len(picks.means) > j
+            shown = kind == "variant" and j in picks.contests
             mean, sd = (picks.means[j][i], picks.sds[j][i]) if shown else (0.0, 0.0)
             row[f"{o.column}_predicted"] = f"{mean:.5g}" if shown else ""
             row[f"{o.column}_low"] = f"{mean - 1.2816 * sd:.5g}" if shown else ""
@@ -147,8 +148,9 @@ def _plate(
 
 def _summary(campaign: Campaign, number: int, picks: Picks, known: Sequence[Known]) -> dict[str, Any]:
     believed = {}
-    for o, contest, k in zip(campaign.objectives, picks.contests, known, strict=False):
-        believed[o.column] = {
+    for i, contest in picks.contests.items():
+        k = known[i]
+        believed[campaign.objectives[i].column] = {
             "surrogate": contest.winner.name,
             "spearman_held_out": contest.scores,
             "interval_coverage_80": round(contest.coverage, 4),
@@ -156,7 +158,13 @@ def _summary(campaign: Campaign, number: int, picks: Picks, known: Sequence[Know
             "predicted_held_out": [round(float(v), 6) for v in contest.predicted],
         }
     kinds = {w: sum(r.startswith(w) for r in picks.reasons) for w in ("prior", "exploits", "explores")}
-    return {"round": number, "variants": len(picks.rows), "reasons": kinds, "believed": believed}
+    left_out = [
+        f"{o.column}: {len(k.y)} measured variants; 5 with different values are needed to learn from"
+        for i, (o, k) in enumerate(zip(campaign.objectives, known, strict=True))
+        if i not in picks.contests and len(k.y)
+    ]
+    summary = {"round": number, "variants": len(picks.rows), "reasons": kinds, "believed": believed}
+    return summary | ({"left_out": left_out} if left_out else {})
 
 
 def score_variants(

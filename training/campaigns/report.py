@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import json
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment
 
-from bioseq.campaigns.campaign import PLATES, Campaign, read_csv
+from bioseq.campaigns.campaign import PLATES, Campaign
 from bioseq.homologs.database import LETTERS
 from bioseq.output import atomic_file
 from bioseq.ranking import spearman
@@ -132,7 +133,7 @@ def _plate(plt: Any, campaign: Campaign, number: int) -> Any:
     rows, columns = PLATES[campaign.settings.plate]
     names = ["empty", "prior", "exploits", "explores", "control"]
     table = np.zeros((rows, columns))
-    for row in read_csv(campaign.round_folder(number) / "plate.csv"):
+    for row in csv.DictReader(io.StringIO(campaign.plate(number))):
         table[ord(row["well"][0]) - 65, int(row["well"][1:]) - 1] = names.index(row["reason"].split(":")[0])
     figure, axes = plt.subplots(figsize=(7, 4))
     image = axes.imshow(table, cmap=plt.get_cmap("Set2", 5), vmin=-0.5, vmax=4.5)

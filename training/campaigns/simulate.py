@@ -35,7 +35,7 @@ def replay(
     """The rows measured in each round. Random draws for round one, noise and failures are the same for all methods of
     one seed. Failed wells cost a well and may be picked again."""
     rng = np.random.default_rng([seed, 1])
-    first = rng.permutation(len(y))[: setting.batch]
+    first = np.random.default_rng(seed * 1000).permutation(len(y))[: setting.batch]  # as `choose` draws them
     noisy = y + np.random.default_rng([seed, 2]).normal(size=len(y)) * setting.noise * y.std()
     fails = np.random.default_rng([seed, 3])
     measured = np.zeros(len(y), bool)
@@ -81,9 +81,11 @@ def curves(rounds: Sequence[np.ndarray], y: np.ndarray) -> dict[str, list[float]
     return {"best": best, "top": share, "regret": [1 - b for b in best]}
 
 
-def paired(a: np.ndarray, b: np.ndarray) -> list[float]:
-    """Mean of a - b over seeds, and its 95 % bootstrap interval."""
+def paired(a: np.ndarray, b: np.ndarray) -> list[float | None]:
+    """Mean of a - b over seeds, and its 95 % bootstrap interval, which one seed does not have."""
     gap = a - b
+    if len(gap) == 1:
+        return [round(float(gap[0]), 4), None, None]
     means = gap[np.random.default_rng(0).integers(len(gap), size=(4000, len(gap)))].mean(1)
     return [round(float(v), 4) for v in (gap.mean(), *np.quantile(means, [0.025, 0.975]))]
 

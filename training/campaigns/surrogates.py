@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from scipy import sparse
 from scipy.linalg import cho_solve, cholesky, solve_triangular
+from scipy.stats import norm, rankdata
 from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.model_selection import GroupKFold
 
@@ -89,6 +90,52 @@ class Surrogate(Protocol):
     def mean(self, view: View) -> np.ndarray: ...
     def sd(self, view: View) -> np.ndarray: ...
     def draws(self, view: View, count: int, rng: np.random.Generator) -> np.ndarray: ...
+
+
+class Warp:
+    """Values as normal scores of their ranks, and back: linear between the values seen, and beyond them as steep as
+    between the outer tenth."""
+
+    def __init__(self, y: np.ndarray):
+        scores = norm.ppf((rankdata(y) - 0.5) / len(y))
+        self.y, at = np.unique(y, return_index=True)
+        self.z = scores[at]
+
+    def __call__(self, y: np.ndarray) -> np.ndarray:
+        return np.interp(y, self.y, self.z)
+
+    def back(self, z: np.ndarray) -> np.ndarray:
+        y, k = np.interp(z, self.z, self.y), max(1, len(self.y) // 10)
+        for end, inner, beyond in ((0, k, np.minimum), (-1, -1 - k, np.maximum)):
+            slope = (self.y[end] - self.y[inner]) / (self.z[end] - self.z[inner])
+            y = y + slope * beyond(z - self.z[end], 0)
+        return y
+
+
+class Warped:
+    """A Gaussian process of the values' normal scores, for objectives that are skewed or in two heaps."""
+
+    def __init__(self, inner: Gaussian):
+        self.inner, self.name, self.noise_sd = inner, f"{inner.name} of ranks", 0.0
+
+    def fit(self, view: View, y: np.ndarray, noise: np.ndarray) -> None:
+        self.warp = Warp(y)
+        self.inner.fit(view, self.warp(y), noise)
+
+    def refit(self, view: View, y: np.ndarray, noise: np.ndarray) -> None:
+        self.warp = Warp(y)
+        self.inner.refit(view, self.warp(y), noise)
+
+    def mean(self, view: View) -> np.ndarray:
+        return self.warp.back(self.inner.mean(view))
+
+    def sd(self, view: View) -> np.ndarray:
+        """Half of the distance of the quantiles one standard deviation to both sides, the noise of a well among it."""
+        mean, sd = self.inner.mean(view), np.hypot(self.inner.sd(view), self.inner.noise_sd)
+        return (self.warp.back(mean + sd) - self.warp.back(mean - sd)) / 2 + 1e-9
+
+    def draws(self, view: View, count: int, rng: np.random.Generator) -> np.ndarray:
+        return self.warp.back(self.inner.draws(view, count, rng))
 
 
 class Gaussian:
