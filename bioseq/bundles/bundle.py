@@ -62,15 +62,16 @@ class Bundle:
             raise BundleError(f"{self.path} has no {name}.", hint=f"It has {', '.join(self.manifest.files)}.")
         return self.path / name
 
-    def read_tensors(self) -> dict[str, torch.Tensor]:
-        """All tensors of model.safetensors, on the CPU, in their stored dtype; empty if there is none."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+    def read_tensors(self, prefix: str = "") -> dict[str, torch.Tensor]:
+        """The tensors of model.safetensors whose names begin so, on the CPU, in their stored dtype; empty if there is
+        none."""
+        from safetensors import SafetensorError, safe_open
 
         if not self._has(TENSORS):
             return {}
         try:
-            return load_file(self.path / TENSORS)
+            with safe_open(self.path / TENSORS, framework="pt") as tensors:
+                return {name: tensors.get_tensor(name) for name in tensors.keys() if name.startswith(prefix)}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError) as error:
             raise BundleError(
                 f"cannot read {self.path / TENSORS}: {error}.",
@@ -256,6 +257,14 @@ def amend_bundle(
         manifest = replace(manifest, content_hash=manifest.expected_hash())
         (folder / MANIFEST).write_text(manifest.to_json(), "utf-8")
     return open_bundle(path, verify=False)
+
+
+def with_section(card: str, section: str) -> str:
+    """A card with this section ("## Heading" first) in the place of the one of the same heading, or at its end."""
+    heading, _, _ = section.strip().partition("\n")
+    before, _, old = card.partition(heading + "\n")
+    after = "\n## " + old.partition("\n## ")[2] if "\n## " in old else ""
+    return before.rstrip() + "\n\n" + section.strip() + "\n" + after
 
 
 def _save_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:

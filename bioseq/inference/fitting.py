@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bioseq.bundles.bundle import Bundle, amend_bundle
+from bioseq.bundles.bundle import Bundle, amend_bundle, with_section
 from bioseq.errors import SpecError
 from bioseq.homologs.matrix import conditional
 from bioseq.homologs.profile import Profile
@@ -156,16 +156,19 @@ def _perplexity(p: np.ndarray) -> float:
 
 
 def card_section(mixture: Mixture) -> str:
-    """What a model's card says of its mixture, Markdown."""
+    """What a model's card says of its mixture, Markdown. `fitted["held_out"]` are figures of other proteins
+    (`training.release.mixture`)."""
     assert mixture.fitted is not None
     found, p = mixture.fitted, mixture.fitted["perplexity"]
-    return f"""
+    told = found.get("held_out")
+    elsewhere = "the table below has" if told else "docs/homologs.md has"
+    section = f"""
 {HEADING}
 
 Weights beside homologs, fitted by likelihood on {found["proteins"]} development proteins ({found["residues"]:,} masked
 residues, hidden from the search too; {found["without_homologs"]:.0%} of them in columns without homologs): alone
 {mixture.alone:.2f}, half {mixture.half:.3g}, matrix {mixture.matrix:.2f}. The profile's strengths were fitted to the same
-clusters, and the proteins stand in Swiss-Prot, so these perplexities compare the experts; docs/homologs.md has those of
+clusters, and the proteins stand in Swiss-Prot, so these perplexities compare the experts; {elsewhere} those of
 new proteins.
 
 | masked residues predicted from | perplexity |
@@ -174,13 +177,26 @@ new proteins.
 | homologs alone | {p["homologs"]:.2f} |
 | both | {p["both"]:.2f} |
 """
+    if not told:
+        return section
+    rows = "\n".join(
+        f"| {name} | {one['proteins']:,} | {one['residues']:,} | {one['perplexity']['model']:.2f} "
+        f"| {one['perplexity']['homologs']:.2f} | **{one['perplexity']['both']:.2f}** |"
+        for name, one in told["sets"].items()
+    )
+    return f"""{section}
+Held-out proteins, homologs from `{told["reference"]}`; the masked residues (passes 1 to {told["passes"]} of the protocol)
+were hidden from the search too.
+
+| set | proteins | residues | model | homologs | both |
+|---|---|---|---|---|---|
+{rows}
+"""
 
 
 def with_mixture(bundle: Bundle, mixture: Mixture, path: str | Path, *, force: bool = False) -> Bundle:
     """Write a backbone's bundle again as `path`, with the mixture in it and in its card."""
-    before, _, old = bundle.card().partition(HEADING)
-    after = "\n## " + old.partition("\n## ")[2] if "\n## " in old else ""
-    card = before.rstrip() + "\n" + card_section(mixture) + after
+    card = with_section(bundle.card(), card_section(mixture))
     evidence = {**bundle.evidence(), "mixture": json.loads(mixture.to_json())}
     files = {FILE: mixture.to_json(), "card.md": card, "evidence.json": json.dumps(evidence, indent=1) + "\n"}
     return amend_bundle(bundle, path, files, force=force)

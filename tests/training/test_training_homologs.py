@@ -12,27 +12,38 @@ import pytest
 import torch
 from training_helpers import LETTERS
 
-from bioseq.backbones.packed.config import EVIDENCE_WIDTH
+from bioseq.backbones.packed.config import CONFIGS, EVIDENCE_WIDTH
+from bioseq.backbones.packed.encoder import PackedEncoder
+from bioseq.backbones.storage import save_backbone
 from bioseq.bundles.bundle import open_bundle
 from bioseq.errors import InputError, SpecError
+from bioseq.homologs.door import Homologs
 from bioseq.homologs.mmseqs import find_mmseqs
+from bioseq.homologs.reading import READING
 from bioseq.homologs.reference import build_reference
+from bioseq.inference.evidence import Found, Mixture, log_softmax, residue_probabilities
+from bioseq.inference.fitting import with_mixture
+from bioseq.inference.loading import load
+from bioseq.sequences.alphabet import protein
 from bioseq.sequences.fasta import read_fasta
 from bioseq.specs.pretrain import PretrainSpec
 from training.corpus import homologs
 from training.corpus.corpus import Corpus, open_corpus
-from training.corpus.homologs import ALL, THINNED, pack_evidence, unpack_evidence
+from training.corpus.draws import chosen
+from training.corpus.homologs import ALL, SET_SEED, THINNED, pack_evidence, unpack_evidence
 from training.corpus.prepare import prepare
 from training.corpus.staging import Prepare
 from training.pretrain.batches import Batches
 from training.pretrain.recipes import recipe
 from training.pretrain.records import checkpoint as checkpoints
 from training.pretrain.run import run
+from training.release.mixture import held_out
 
 pytestmark = pytest.mark.skipif(
     find_mmseqs() is None, reason="needs MMseqs2 (pip install 'bioseq[homologs]')"
 )
 FAMILIES, LENGTH = 12, 90
+WAYS = {"model": 1.0, "homologs": 1.0, "both": 1.0}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -281,3 +292,40 @@ def test_codes_of_evidence_are_near() -> None:
     assert np.abs(again - values)[:, :20][inside[:, :20]].max() <= 0.5 / 21 + 1e-5
     assert np.abs(again - values)[:, 20].max() <= 0.5 / 16 + 1e-5
     assert not unpack_evidence(pack_evidence(np.zeros((1, EVIDENCE_WIDTH)))).any()
+
+
+def test_the_mixture_is_measured_on_a_set_searched_before(sources, corpus, tmp_path):
+    """The stored homologs give the figures of a search made now, and they go into card and evidence."""
+    bundle = tmp_path / "backbone"
+    encoder = PackedEncoder(CONFIGS["tiny"])
+    encoder.init_weights(torch.Generator().manual_seed(1))
+    save_backbone(bundle, encoder, name="tiny", card="A test model", evidence={})
+    model = load(bundle, threads=1)
+    given = Mixture(
+        0.6, 0.5, 0.7, {"proteins": 1, "residues": 1, "without_homologs": 0.0, "perplexity": WAYS}
+    )
+    told = held_out(model, corpus, "held", given, 2)
+    members = corpus.sets()["held"]
+    losses = {"model": [], "homologs": [], "both": []}
+    room = Homologs(sources / "reference", settings=READING, quiet=True)
+    for p in range(2):
+        for ids in members:
+            places = chosen(ids, SET_SEED)[p]
+            masked = ids.copy()
+            masked[places] = protein().mask_id
+            text = protein().decode(masked)
+            (logits,), found = model.logits([text]), room.profile(text)
+            rows, truth = np.arange(len(places)), ids[places]
+            losses["model"].append(log_softmax(logits[places])[rows, truth])
+            order = {int(t): n for n, t in enumerate(protein().standard_ids)}
+            losses["homologs"].append(found.log_probs[places, [order[int(t)] for t in truth]])
+            mixed = residue_probabilities(logits, Found(found, "x"), given, protein())
+            losses["both"].append(mixed[places, truth])
+    want = {way: float(np.exp(-np.concatenate(parts).mean())) for way, parts in losses.items()}
+    assert told["perplexity"] == pytest.approx(want, rel=5e-3)
+    assert told["perplexity"]["homologs"] < told["perplexity"]["model"]
+    assert told["residues"] == sum(len(chosen(ids, SET_SEED)[p]) for ids in members for p in range(2))
+    given.fitted["held_out"] = {"reference": "families", "passes": 2, "sets": {"held": told}}
+    made = with_mixture(open_bundle(bundle), given, tmp_path / "out")
+    assert f"| **{told['perplexity']['both']:.2f}** |" in made.card()
+    assert Mixture.of(made) == given
