@@ -9,7 +9,6 @@ is blind below about 50 % identity, and says so.
 from __future__ import annotations
 
 import subprocess
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bioseq.errors import BioseqError
-from bioseq.homologs.mmseqs import find_mmseqs
+from bioseq.homologs.mmseqs import find_mmseqs, scratch_folder
 
 _REDUCED = np.full(256, 10, dtype=np.int64)
 for _group, _letters in enumerate(("LVIM", "C", "A", "G", "ST", "P", "FYW", "EDNQ", "KR", "H")):
@@ -48,8 +47,7 @@ def cluster(sequences: Sequence[str], *, identity: float = 0.3, threads: int = 1
         return _cluster_words(
             sequences, identity
         ), "shared words of a reduced alphabet (MMseqs2 not installed)"
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+    with scratch_folder() as folder:
         _write(folder / "all.fasta", sequences, range(len(sequences)))
         command = "easy-cluster" if len(sequences) <= 50_000 else "easy-linclust"
         _run_mmseqs(
@@ -135,8 +133,7 @@ def leakage(
     best = np.zeros(len(test))
     if program is not None:
         way = "MMseqs2 search, sensitivity 4, E <= 1e-3, half of the query covered"
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch)
+        with scratch_folder() as folder:
             _write(folder / "q.fasta", sequences, test)
             _write(folder / "t.fasta", sequences, train)
             _run_mmseqs(

@@ -7,6 +7,7 @@ residues taken out.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.util
 import os
 import re
@@ -14,12 +15,15 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
 from bioseq.errors import MissingExtraError, OutputError, SearchError
 
+_SCRATCH, _OWNER = "bioseq-homologs-", "owner.lock"
+_YOUNG = 60.0  # seconds in which a new folder may not be locked yet
 _RESIDUES = re.compile(r"[A-Z*\-]{8,}")
 _DISK = re.compile(r"no space left|disk quota|cannot write|could not write|can not write", re.IGNORECASE)
 
@@ -60,18 +64,38 @@ def default_threads() -> int:
 
 
 @contextlib.contextmanager
-def scratch_folder(beside: Path | None = None) -> Iterator[Path]:
-    """A temporary folder for one search, removed in any case."""
+def scratch_folder() -> Iterator[Path]:
+    """A temporary folder for one search, removed in any case: after a SIGKILL by the next search on this computer.
+    Its owner holds a lock on it for as long as it lives."""
+    _sweep(Path(tempfile.gettempdir()))
     try:
-        folder = tempfile.mkdtemp(prefix="bioseq-homologs-", dir=beside)
+        folder = Path(tempfile.mkdtemp(prefix=_SCRATCH))
+        owner = open(folder / _OWNER, "w")  # noqa: SIM115
     except OSError as error:
         raise OutputError(
             f"cannot make a temporary folder: {error.strerror}.", hint="Free some space, or set TMPDIR."
         ) from error
     try:
-        yield Path(folder)
+        with owner:
+            with contextlib.suppress(OSError):  # a disk without locks: nothing can be swept there
+                fcntl.flock(owner, fcntl.LOCK_EX)
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(place: Path) -> None:
+    """Remove the folders of searches that were killed: those that nobody holds a lock on."""
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(place)):
+            if not entry.name.startswith(_SCRATCH):
+                continue
+            with contextlib.suppress(OSError):
+                if entry.stat().st_uid != os.getuid() or time.time() - entry.stat().st_mtime < _YOUNG:
+                    continue
+                with open(Path(entry.path) / _OWNER, "a") as owner:
+                    fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def run_mmseqs(

@@ -4,6 +4,10 @@ import os
 import random
 import shutil
 import stat
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +188,43 @@ def test_a_timeout_ends_the_program_and_its_children(tmp_path: Path, monkeypatch
     child = (tmp_path / "child").read_text().strip()
     state = Path(f"/proc/{child}/stat")
     assert not state.exists() or state.read_text().split(")")[1].split()[0] == "Z"
+
+
+def test_the_folder_of_a_killed_search_is_removed_by_the_next_one_and_that_of_a_running_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = (
+        "import sys, time; from bioseq.homologs.mmseqs import scratch_folder\n"
+        "with scratch_folder() as folder:\n"
+        "    (folder / 'q.fasta').write_text('>0\\nMKT')\n"
+        "    print(folder, flush=True); time.sleep(600)"
+    )
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+        )
+        for _ in range(2)
+    ]
+    try:
+        killed, running = (Path(p.stdout.readline().strip()) for p in started)
+        started[0].kill()
+        started[0].wait()
+        other = tmp_path / "bioseq-homologs-new"
+        other.mkdir()  # not locked yet
+        long_ago = time.time() - 3600
+        for folder in (killed, running):
+            os.utime(folder, (long_ago, long_ago))
+        with mmseqs.scratch_folder() as own:
+            assert not killed.exists() and (running / "q.fasta").exists() and other.exists() and own.exists()
+        assert not own.exists()
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
 
 
 def test_many_near_copies_do_not_hide_the_homologs(families: list[Record], tmp_path: Path) -> None:
