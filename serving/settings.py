@@ -81,7 +81,7 @@ class Settings:
     roots: tuple[str, ...] = ()
     behind_serve: bool = False
     # Homologs: the reference set of scores and scans that name none ("none": no search), further ones by their folder,
-    # and the deployment that searches.
+    # and the deployment that searches, for heads that read homologs too.
     homologs: str = "default"
     reference_sets: tuple[str, ...] = ()
     search_replicas: int = 1
@@ -157,7 +157,7 @@ class Settings:
 
     @property
     def searches(self) -> bool:
-        """Whether homologs are searched at all."""
+        """Whether requests may have homologs searched; heads that read homologs do in any case."""
         return self.homologs != "none" or bool(self.reference_sets)
 
     @property

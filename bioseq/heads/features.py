@@ -36,6 +36,17 @@ BY_ALPHABET = {"protein": LETTERS, "dna": "ACGT", "rna": "ACGU"}
 PROTEIN_ONLY = ("properties",)  # hydropathy, helix propensity and so on mean nothing for a nucleotide
 
 
+def clean(sequence: str) -> str:
+    """Upper case, final stop dropped, mask tokens as X: what feature blocks read."""
+    return sequence.replace("<mask>", "X").upper().rstrip("*")
+
+
+def kept(sequences: Sequence[str], lengths: Sequence[int] = ()) -> list[str]:
+    """Cleaned sequences, cut to the residues that were computed where `lengths` says so."""
+    texts = [clean(s) for s in sequences]
+    return [t[:n] for t, n in zip(texts, lengths, strict=True)] if len(lengths) else texts
+
+
 @lru_cache(maxsize=8)
 def _table(letters: str) -> np.ndarray:
     code = np.full(256, len(letters), dtype=np.int64)

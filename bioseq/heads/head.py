@@ -33,12 +33,12 @@ from bioseq.bundles.manifest import Identity, fits
 from bioseq.errors import BundleError
 from bioseq.heads import calibration as applied
 from bioseq.heads import features as blocks
-from bioseq.heads.features import Context
-from bioseq.heads.homology import Links, TrainingRows, transfer
+from bioseq.heads.features import Context, kept
+from bioseq.heads.homology import TrainingRows, transfer
 from bioseq.heads.ood import OodScore
-from bioseq.heads.profiles import check_reference, find_profiles, pooled_profile
-from bioseq.heads.relatives import Relatives
+from bioseq.heads.relatives import Links, Relatives
 from bioseq.heads.residues import convolve, flat_residues, residue_inputs
+from bioseq.heads.searching import HeadSearch
 
 if TYPE_CHECKING:
     from bioseq.backbones.packed.encoder import PackedEncoder
@@ -51,17 +51,6 @@ _KEYS = {
     "reference",
 }  # fmt: skip
 _RENAMED = {"density": "masked_marginal"}  # blocks of older bundles
-
-
-def clean(sequence: str) -> str:
-    """Upper case, final stop dropped, mask tokens as X: what feature blocks read."""
-    return sequence.replace("<mask>", "X").upper().rstrip("*")
-
-
-def kept(sequences: Sequence[str], lengths: Sequence[int] = ()) -> list[str]:
-    """Cleaned sequences, cut to the residues that were computed where `lengths` says so."""
-    texts = [clean(s) for s in sequences]
-    return [t[:n] for t, n in zip(texts, lengths, strict=True)] if len(lengths) else texts
 
 
 @dataclass
@@ -182,16 +171,10 @@ class Head:
 
     def find(self, texts: Sequence[str], profiles: Sequence[Profile] | None = None) -> Relatives:
         """What homologs say of cleaned sequences, searched now unless the `profiles` are given."""
-        out = Relatives()
-        if self.rows is not None and self.per_residue:
-            out.links, out.labels = self.rows.residue_links(texts)
-        elif self.rows is not None:
-            out.links = self.rows.links(texts)
-        if "profile" in self.blocks:
-            check_reference(self.name, self.settings.get("reference") or "")
-            found = find_profiles(texts) if profiles is None else profiles
-            out.profiles = [p.columns() if self.per_residue else pooled_profile(p) for p in found]
-        return out
+        reference = self.settings.get("reference") or ""
+        return HeadSearch(self.name, self.per_residue, "profile" in self.blocks, reference, self.rows).find(
+            texts, profiles
+        )
 
     def _inputs(self, features: np.ndarray, sequences: Sequence[str], told: Relatives) -> torch.Tensor:
         parts = []

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from bioseq.heads.relatives import FOLDER, NEAR, Links
 from bioseq.homologs.hits import Hits, encode
 from bioseq.homologs.reference import ReferenceSet, open_reference
 from bioseq.homologs.search import search
@@ -23,50 +24,10 @@ from bioseq.homologs.transfer import PRIOR, transfer_residues, without
 if TYPE_CHECKING:
     from bioseq.bundles.bundle import Bundle
 
-NEAR = 0.95
-FOLDER = "homologs"  # of the training rows' sequences in a bundle
 EXTRA = 2  # columns of a block beside the transferred labels: log of the summed weight, best identity
 SEARCH_RESIDUES = SearchSettings(sensitivity=7.5, iterations=1, e_value=1.0, max_hits=50)
 LETTERS = 20
 SEARCH = SearchSettings(sensitivity=7.5, iterations=1, e_value=10.0, max_hits=300)
-
-
-@dataclass
-class Links:
-    """Hits of N queries, flat: `owner` int64 [P] which query, `keys` int64 [P] which training row; best first."""
-
-    count: int
-    owner: np.ndarray
-    keys: np.ndarray
-    bits: np.ndarray
-    identity: np.ndarray
-    coverage: np.ndarray
-
-    def only(self, keep: np.ndarray) -> Links:
-        return Links(self.count, *(a[keep] for a in self.arrays()))
-
-    def take(self, queries: np.ndarray) -> Links:
-        """The hits of these queries, numbered anew in their order."""
-        place = np.full(self.count, -1)
-        place[queries] = np.arange(len(queries))
-        keep = np.flatnonzero(place[self.owner] >= 0)
-        keep = keep[np.argsort(place[self.owner[keep]], kind="stable")]
-        some = self.only(keep)
-        return Links(len(queries), place[some.owner], *some.arrays()[1:])
-
-    @classmethod
-    def joined(cls, parts: Sequence[Links]) -> Links:
-        """The hits of the queries of all parts, numbered on."""
-        first = np.cumsum([0, *(p.count for p in parts)])
-        columns = zip(*((p.owner + at, *p.arrays()[1:]) for p, at in zip(parts, first)))
-        return cls(int(first[-1]), *(np.concatenate(column) for column in columns))
-
-    def distant(self) -> Links:
-        """Without near-identical rows."""
-        return self.only(self.identity <= NEAR)
-
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        return self.owner, self.keys, self.bits, self.identity, self.coverage
 
 
 def find_links(
@@ -199,17 +160,19 @@ class TrainingRows:
         return out
 
     def residue_links(
-        self, sequences: Sequence[str], *, fitting: bool = False
+        self, sequences: Sequence[str], *, fitting: bool = False, threads: int | None = None
     ) -> tuple[Links, list[np.ndarray]]:
         """(hits, residue block) of each sequence, of length L each. `fitting` leaves near-identical rows out."""
         assert self.states is not None
-        hits = search(sequences, self.reference, SEARCH_RESIDUES, places=True, quiet=True)
+        hits = search(sequences, self.reference, SEARCH_RESIDUES, threads=threads, places=True, quiet=True)
         if fitting:
             hits = [without(h, None, above_identity=NEAR) for h in hits]
         return _flat(hits), residue_block(hits, self.states, self.prior)
 
-    def links(self, sequences: Sequence[str]) -> Links:
-        return self._compared(sequences) if self.variants else find_links(sequences, self.reference)
+    def links(self, sequences: Sequence[str], *, threads: int | None = None) -> Links:
+        if self.variants:
+            return self._compared(sequences)
+        return find_links(sequences, self.reference, threads=threads)
 
     def _compared(self, sequences: Sequence[str], most: int = 100) -> Links:
         """The training rows with the fewest differences from each sequence of their length."""

@@ -1,5 +1,5 @@
 """What homologs say of sequences to one head. It is found before the head computes, so that a service can search in
-another process than the one that holds the model."""
+another process than the one that holds the model. Needs no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,56 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bioseq.heads.homology import Links
+from bioseq.bundles.manifest import Manifest
+
+NEAR = 0.95
+FOLDER = "homologs"  # of the training rows' sequences in a bundle
+
+
+@dataclass
+class Links:
+    """Hits of N queries, flat: `owner` int64 [P] which query, `keys` int64 [P] which training row; best first."""
+
+    count: int
+    owner: np.ndarray
+    keys: np.ndarray
+    bits: np.ndarray
+    identity: np.ndarray
+    coverage: np.ndarray
+
+    def only(self, keep: np.ndarray) -> Links:
+        return Links(self.count, *(a[keep] for a in self.arrays()))
+
+    def take(self, queries: np.ndarray) -> Links:
+        """The hits of these queries, numbered anew in their order."""
+        place = np.full(self.count, -1)
+        place[queries] = np.arange(len(queries))
+        keep = np.flatnonzero(place[self.owner] >= 0)
+        keep = keep[np.argsort(place[self.owner[keep]], kind="stable")]
+        some = self.only(keep)
+        return Links(len(queries), place[some.owner], *some.arrays()[1:])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Links]) -> Links:
+        """The hits of the queries of all parts, numbered on."""
+        first = np.cumsum([0, *(p.count for p in parts)])
+        columns = zip(*((p.owner + at, *p.arrays()[1:]) for p, at in zip(parts, first)))
+        return cls(int(first[-1]), *(np.concatenate(column) for column in columns))
+
+    def each(self) -> list[Links]:
+        """Those of each query alone."""
+        cuts = np.searchsorted(self.owner, np.arange(self.count + 1))
+        return [
+            Links(1, np.zeros(b - a, np.int64), *(x[a:b] for x in self.arrays()[1:]))
+            for a, b in zip(cuts, cuts[1:])
+        ]
+
+    def distant(self) -> Links:
+        """Without near-identical rows."""
+        return self.only(self.identity <= NEAR)
+
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        return self.owner, self.keys, self.bits, self.identity, self.coverage
 
 
 @dataclass
@@ -30,6 +79,18 @@ class Relatives:
         links = None if self.links is None else self.links.take(places)
         return Relatives(links, some(self.labels), some(self.profiles))
 
+    def each(self, count: int) -> list[Relatives]:
+        """Those of each of the `count` sequences alone."""
+        links = [None] * count if self.links is None else self.links.each()
+        return [
+            Relatives(
+                links[i],
+                None if self.labels is None else [self.labels[i]],
+                None if self.profiles is None else [self.profiles[i]],
+            )
+            for i in range(count)
+        ]
+
 
 def joined(parts: Sequence[Relatives]) -> Relatives:
     """Those of the sequences of all parts, in order; the parts belong to one head."""
@@ -40,3 +101,9 @@ def joined(parts: Sequence[Relatives]) -> Relatives:
 
     links = [p.links for p in parts if p.links is not None]
     return Relatives(Links.joined(links) if links else None, rows("labels"), rows("profiles"))
+
+
+def searches(manifest: Manifest) -> bool:
+    """Whether the head of this manifest reads homologs."""
+    blocks = (manifest.extra.get("head") or {}).get("blocks") or ()
+    return f"{FOLDER}/manifest.json" in manifest.files or "profile" in blocks

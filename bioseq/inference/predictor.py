@@ -26,6 +26,7 @@ from bioseq.backbones.pooling import EmbedOptions
 from bioseq.bundles.registry import Registry
 from bioseq.errors import BioseqError, ResourceError, SequenceError, SequenceTooLongError, SpecError
 from bioseq.heads.head import Head, check_base
+from bioseq.heads.relatives import joined
 from bioseq.inference import batching
 from bioseq.inference.batching import SPECIAL_TOKENS, Window
 from bioseq.inference.evidence import Mixture, residue_probabilities
@@ -255,12 +256,14 @@ class Predictor:
             order = sorted(rows)
             head = self.heads[name]
             values: Any = [rows[i] for i in order]
+            told = [queries[i].told[name] for i in order if name in queries[i].told]
             predictions = head.predict(
                 values if head.per_residue else np.stack(values),
                 [queries[i].sequence for i in order],
                 lengths=[len(queries[i].ids) for i in order],
                 nearest=[queries[i].nearest for i in order],
                 members=[queries[i].members for i in order],
+                told=joined(told) if len(told) == len(order) else None,
             )
             for i, prediction in zip(order, predictions, strict=True):
                 results[i].predictions = (results[i].predictions or {}) | {name: prediction}

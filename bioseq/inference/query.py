@@ -5,6 +5,7 @@ Legend: P places asked for, L residues of a sequence, D model width, V vocabular
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bioseq.backbones.pooling import EmbedOptions
+from bioseq.heads.relatives import Relatives
 from bioseq.inference.batching import SPECIAL_TOKENS, Window, taper
 
 
@@ -25,7 +27,8 @@ class Query:
     with weights of its own. `nearest`: training examples to name beside each prediction. `members`: give what
     each member of a head's ensemble says. `evidence` float32 [L, E]:
     what the homologs say, for a backbone that reads them, and `homologs` their number; filled in by the predictor
-    unless `reads` is false. `part_of`: a query whose homologs these residues have, from its residue `start` on.
+    unless `reads` is false. `told`: what homologs say of the sequence to heads, by head, where it was found before.
+    `part_of`: a query whose homologs these residues have, from its residue `start` on.
     """
 
     ids: np.ndarray
@@ -42,6 +45,7 @@ class Query:
     evidence: np.ndarray | None = None
     homologs: int | None = None
     reads: bool = True
+    told: Mapping[str, Relatives] = field(default_factory=dict)
     part_of: Query | None = None
     start: int = 0
 

@@ -131,7 +131,7 @@ class SearchReplica:
 class Ingress:
     """FastAPI in front of the engines."""
 
-    def __init__(self, settings: dict[str, Any], engines: Any, searches: Any = None):
+    def __init__(self, settings: dict[str, Any], engines: Any, searches: Any):
         shut_inner_port()
         self.settings = Settings.from_dict({**settings, "behind_serve": True})
         self.engines, self.searches = engines, searches
@@ -158,10 +158,10 @@ class Ingress:
         service = Service(
             self.settings,
             self._link(self.engines, self.settings.max_queued_tokens),
+            self._link(self.searches, self.settings.max_queued_residues),
             catalogue,
             Database(self.settings.database),
             board,
-            self._link(self.searches, self.settings.max_queued_residues) if self.searches else None,
         )
         app = create_app(service)
         self._task = asyncio.get_running_loop().create_task(_report(app, board))
@@ -247,8 +247,6 @@ def build(args: dict[str, Any] | None = None) -> Any:
         graceful_shutdown_wait_loop_s=0.5,
         ray_actor_options={"num_cpus": 0},
     )(serve.ingress()(Ingress))
-    if not settings.searches:
-        return ingress.bind(plain, engine.bind(plain))
     search = serve.deployment(
         name="homologs",
         num_replicas=settings.search_replicas,

@@ -15,6 +15,7 @@ from bioseq import errors
 from bioseq.errors import BioseqError, SequenceError, ServiceError
 
 if TYPE_CHECKING:
+    from bioseq.heads.relatives import Relatives
     from bioseq.inference.evidence import Found, Homologs
 
 Kind = Literal["embed", "predict", "logits", "score", "scan"]
@@ -26,8 +27,10 @@ class Ask:
 
     `offset` is the place of the first sequence in the whole request, for error messages. `options` hold what
     is particular to the kind. `admitted`: the request's first slice was accepted, so this one must be. `reference` is
-    where homologs are searched before an engine is asked, which gives `found`, one a sequence. `caller` is the key's id:
-    callers share an engine fairly.
+    where homologs are searched before an engine is asked, which gives `found`, one a sequence; `reads`: the
+    backbone reads them itself; `searching` are the heads
+    that read homologs, which gives `told` for each of them, one a sequence. Engines never search. `residues` are those of
+    each sequence that are computed. `caller` is the key's id: callers share an engine fairly.
     """
 
     kind: Kind
@@ -41,6 +44,10 @@ class Ask:
     caller: str = ""
     reference: str | None = None
     found: tuple[Found, ...] = field(default=(), repr=False)
+    reads: bool = False
+    searching: tuple[str, ...] = ()
+    told: dict[str, tuple[Relatives, ...]] = field(default_factory=dict, repr=False)
+    residues: tuple[int, ...] = ()
     options: dict[str, Any] = field(default_factory=dict, repr=False)
 
 

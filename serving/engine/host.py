@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bioseq.errors import BioseqError, NotFoundError
+from bioseq.errors import BioseqError, NotFoundError, ServiceError
 from serving.engine.asks import Ask, Fault, Reply
 from serving.engine.batcher import Engine
 from serving.engine.queueing import EngineDead, Observer
@@ -115,6 +115,7 @@ class Host:
             threads=1,
             budget=s.budget,
             registry=self.catalogue.registry,
+            homologs="none",  # what a backbone reads was searched before
         )
 
     async def start(self) -> None:
@@ -245,6 +246,7 @@ class Host:
 
     async def _sequences(self, predictor: Predictor, ask: Ask) -> Reply:
         from bioseq.backbones.pooling import EmbedOptions
+        from bioseq.inference.variants import give
 
         what: dict[str, Any] = {"long_sequences": ask.long_sequences}
         if ask.kind == "embed":
@@ -256,16 +258,31 @@ class Host:
         else:
             what["heads"], what["nearest"] = ask.heads, ask.options["nearest"]
         queries = [predictor.prepare(s, index=i, **what) for i, s in enumerate(ask.sequences)]
+        for i, query in enumerate(queries):
+            query.told = {head: ask.told[head][i] for head in self._searching(predictor, ask)}
+            if ask.reads and ask.found:
+                give(query, ask.found[i])
         results = await self.engine.submit(predictor, queries, admitted=ask.admitted, caller=ask.caller)
         _raise_first(results)
         notes = tuple(r.notes for r in results)
         if ask.kind == "predict":
             return Reply(predictions=[r.predictions for r in results], notes=notes)
         rows = [r.embedding if ask.kind == "embed" else r.logits for r in results]
-        if ask.found:
+        if ask.found and not ask.reads:
             return await asyncio.to_thread(_beside_homologs, predictor, ask, rows, notes)
         ragged = ask.kind == "logits" or ask.options["per_residue"]
         return Reply(arrays=rows if ragged else np.stack(rows), notes=notes)
+
+    @staticmethod
+    def _searching(predictor: Predictor, ask: Ask) -> list[str]:
+        """The heads that read homologs. Raises `ServiceError` where these were not found before: no engine searches."""
+        heads = [h for h in ask.heads if predictor.heads[h].reads_homologs]
+        if any(h not in ask.told for h in heads):
+            raise ServiceError(
+                "an engine was asked without the homologs that a head reads.", status=503, retry_after=5,
+                code="homologs.missing", hint="Ask again.",
+            )  # fmt: skip
+        return heads
 
     async def _variants(self, predictor: Predictor, ask: Ask) -> Reply:
         from bioseq.inference.variants import Plan, WildType, plan_scan, plan_scores

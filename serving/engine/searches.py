@@ -8,8 +8,11 @@ replica's threads. The reference set's index is opened at the start and stays in
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,9 @@ from serving.engine.queueing import Observer
 from serving.telemetry.logs import line, trouble
 
 if TYPE_CHECKING:
+    from bioseq.bundles.registry import Registry
+    from bioseq.heads.relatives import Relatives
+    from bioseq.heads.searching import HeadSearch
     from bioseq.inference.evidence import Found
     from serving.settings import Settings
 
@@ -29,22 +35,27 @@ FLOOR = 4_000  # residues below which a search hardly gets shorter
 
 @dataclass(frozen=True, slots=True)
 class SearchAsk:
-    """Sequences whose homologs in `reference` are wanted; `variants` leaves near copies out (see
-    `bioseq.inference.homologs`). `admitted`: the request's first slice was accepted, so this one must be."""
+    """Sequences whose homologs in `reference` are wanted, and what homologs say of them to `heads`, exact names;
+    `variants` leaves near copies out (see `bioseq.inference.homologs`). `admitted`: the request's first slice was
+    accepted, so this one must be."""
 
-    reference: str
+    reference: str | None
     sequences: tuple[str, ...] = field(repr=False)
     variants: bool = False
     offset: int = 0
     admitted: bool = False
     timeout_s: float = 600.0
     caller: str = ""
+    heads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class SearchReply:
+    """`found` and, by head, `told`: one a sequence."""
+
     fault: Fault | None = None
     found: tuple[Found, ...] = ()
+    told: dict[str, tuple[Relatives, ...]] = field(default_factory=dict)
     search_s: float = 0.0
 
 
@@ -60,10 +71,29 @@ class Wanted:
         return len(self.sequence)
 
 
-class Reference:
-    """One reference set, searched in one way: the engine's runner."""
+class Searcher(ABC):
+    """What is searched in one way: the engine's runner."""
 
     budget = BUDGET
+
+    @abstractmethod
+    def find(self, sequences: list[str]) -> list[Any]:
+        """What is found for each."""
+
+    def run(self, queries: Sequence[Wanted]) -> list[Any]:
+        """In order. What is not a sequence's fault is every query's error at once, so that the engine does not look for
+        the one at fault."""
+        try:
+            return self.find([q.sequence for q in queries])
+        except SequenceError:
+            raise
+        except BioseqError as error:
+            trouble("homolog search", error, code=error.code)
+            return [unavailable(error)] * len(queries)
+
+
+class Reference(Searcher):
+    """One reference set: profiles."""
 
     def __init__(self, where: str, variants: bool, threads: int | None):
         from bioseq.homologs.door import Homologs
@@ -74,19 +104,20 @@ class Reference:
         self.door = Homologs(where, settings=settings, threads=threads, quiet=True)
         self.name = self.door.reference.name
 
-    def run(self, queries: Sequence[Wanted]) -> list[Any]:
-        """Profiles in order. What is not a sequence's fault is every query's error at once, so that the engine does
-        not look for the one at fault."""
+    def find(self, sequences: list[str]) -> list[Any]:
         from bioseq.inference.evidence import Found
 
-        try:
-            profiles = self.door.profiles([q.sequence for q in queries])
-        except SequenceError:
-            raise
-        except BioseqError as error:
-            trouble("homolog search", error, code=error.code)
-            return [unavailable(error)] * len(queries)
-        return [Found(profile, self.name) for profile in profiles]
+        return [Found(profile, self.name) for profile in self.door.profiles(sequences)]
+
+
+class OfHead(Searcher):
+    """The training rows of one head, and the shipped reference set where it reads profiles."""
+
+    def __init__(self, search: HeadSearch, threads: int | None):
+        self.search, self.threads = search, threads
+
+    def find(self, sequences: list[str]) -> list[Any]:
+        return list(self.search.find(sequences, threads=self.threads).each(len(sequences)))
 
 
 def unavailable(error: BioseqError) -> ServiceError:
@@ -100,10 +131,14 @@ def unavailable(error: BioseqError) -> ServiceError:
 class Searches:
     """`references` maps the names that a request may give to folders (or "default" to the shipped set)."""
 
-    def __init__(self, settings: Settings, *, observer: Observer | None = None):
-        self.settings = settings
+    def __init__(
+        self, settings: Settings, *, registry: Registry | None = None, observer: Observer | None = None
+    ):
+        self.settings, self._registry = settings, registry
         self.references = settings.references
         self._opened: dict[tuple[str, bool], Reference] = {}
+        self._heads: OrderedDict[str, OfHead] = OrderedDict()
+        self._lock = threading.Lock()
         self.engine = Engine(
             lanes=1,
             max_queue_s=settings.max_queue_s,
@@ -140,6 +175,26 @@ class Searches:
             self._opened[key] = Reference(self.references[name], variants, self.settings.search_threads)
         return self._opened[key]
 
+    def _head(self, exact: str) -> OfHead:
+        """Raises `NotFoundError`, and what opening a bundle raises."""
+        from bioseq.bundles.registry import Registry
+        from bioseq.heads.searching import HeadSearch
+
+        known = self._heads.get(exact)
+        if known is None:
+            self._registry = self._registry or Registry(self.settings.registry)
+            try:
+                bundle = self._registry.resolve(exact, paths=False)
+            except NotFoundError as error:
+                raise NotFoundError(error.message, code="head.not_found", hint=error.hint) from None
+            known = OfHead(HeadSearch.read(bundle), self.settings.search_threads)
+        with self._lock:
+            self._heads[exact] = known
+            self._heads.move_to_end(exact)
+            while len(self._heads) > self.settings.max_heads:
+                self._heads.popitem(last=False)
+        return known
+
     async def status(self) -> dict[str, Any]:
         """`tokens_per_second` are residues."""
         return self.engine.status()
@@ -158,19 +213,10 @@ class Searches:
         began = time.perf_counter()
         try:
             async with asyncio.timeout(ask.timeout_s):
-                try:
-                    runner = await asyncio.to_thread(self._open, ask.reference, ask.variants)
-                except NotFoundError:
-                    raise
-                except BioseqError as error:
-                    raise unavailable(error) from error
-                wanted = [Wanted(s, i) for i, s in enumerate(ask.sequences)]
-                found = await self.engine.submit(runner, wanted, admitted=ask.admitted, caller=ask.caller)
-                for place, one in enumerate(found):
-                    if isinstance(one, SequenceError):
-                        raise one.at(index=place)
-                    if isinstance(one, BaseException):
-                        raise one
+                found: list[Any] = []
+                if ask.reference is not None:
+                    found = await self._all(ask, self._open, ask.reference, ask.variants)
+                told = {head: tuple(await self._all(ask, self._head, head)) for head in ask.heads}
         except TimeoutError:
             fault = Fault("ServiceError", "the request's time ran out.", "request.timeout", status=408)
             return SearchReply(fault)
@@ -179,4 +225,21 @@ class Searches:
         except Exception as error:
             trouble("search failed", error)
             return SearchReply(Fault.of(error))
-        return SearchReply(None, tuple(found), time.perf_counter() - began)
+        return SearchReply(None, tuple(found), told, time.perf_counter() - began)
+
+    async def _all(self, ask: SearchAsk, opener: Callable[..., Searcher], *what: Any) -> list[Any]:
+        """What one searcher finds for each sequence. Raises the first sequence's error."""
+        try:
+            runner = await asyncio.to_thread(opener, *what)
+        except NotFoundError:
+            raise
+        except BioseqError as error:
+            raise unavailable(error) from error
+        wanted = [Wanted(s, i) for i, s in enumerate(ask.sequences)]
+        found = await self.engine.submit(runner, wanted, admitted=ask.admitted, caller=ask.caller)
+        for place, one in enumerate(found):
+            if isinstance(one, SequenceError):
+                raise one.at(index=place)
+            if isinstance(one, BaseException):
+                raise one
+        return found

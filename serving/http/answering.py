@@ -9,23 +9,20 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from fastapi import Request
 from starlette.responses import Response, StreamingResponse
 
 from bioseq.errors import ServiceError, SpecError
+from bioseq.heads.features import kept
 from serving.database.keys import KeyInfo
 from serving.engine.asks import Ask, Reply
-from serving.engine.searches import SearchAsk
+from serving.engine.searches import SearchAsk, SearchReply
 from serving.http.checks import Checked, checked, slices
 from serving.http.formats import Writer
 from serving.http.service import Service, service_of
-from serving.http.targets import Target, find
+from serving.http.targets import Target, find, own_set
 from serving.problems import Problem, too_many_items
-
-if TYPE_CHECKING:
-    from bioseq.inference.evidence import Found
 
 
 @dataclass(kw_only=True)
@@ -36,10 +33,10 @@ class Order(ABC):
     sequences: Sequence[str]
     heads: Sequence[str] = ()
     long_sequences: str = "error"
-    homologs: str = "none"  # none, a reference set, or auto
+    homologs: str = "auto"  # none, a reference set, or auto
 
     def auto(self, service: Service) -> str:
-        """The reference set that auto stands for."""
+        """The reference set that auto stands for, beside what a backbone or head reads itself."""
         return "none"
 
     def check(self, target: Target, service: Service) -> None:
@@ -96,11 +93,17 @@ async def answer(request: Request, key: KeyInfo, order: Order) -> Response:
             )  # fmt: skip
     minute = await _charge(request, key, target, order.items(), sum(cost.tokens))
     cuts = slices(cost.tokens, sizes, settings.chunk_tokens, settings.chunk_bytes)
-    reference = _reference(order, target, service)
-    ask = replace(order.ask(target), timeout_s=settings.request_s, reference=reference, caller=key.id)
+    ask = replace(
+        order.ask(target), timeout_s=settings.request_s, caller=key.id, searching=target.searching,
+        reference=await _reference(order, target, service), reads=target.reads_homologs,
+    )  # fmt: skip
     first, *later = [
-        replace(ask, sequences=ask.sequences[cut], offset=cut.start, admitted=cut.start > 0) for cut in cuts
-    ]
+        replace(
+            ask, sequences=ask.sequences[cut], residues=tuple(cost.residues[cut]), offset=cut.start,
+            admitted=cut.start > 0,
+        )
+        for cut in cuts
+    ]  # fmt: skip
     try:
         reply = await _reply(request, first)
     except ServiceError as error:
@@ -117,14 +120,20 @@ async def answer(request: Request, key: KeyInfo, order: Order) -> Response:
     return StreamingResponse(pieces, media_type=writer.media, headers=headers)
 
 
-def _reference(order: Order, target: Target, service: Service) -> str | None:
-    """Where the homologs of this request are searched. Raises `SpecError`."""
+async def _reference(order: Order, target: Target, service: Service) -> str | None:
+    """Where the homologs of this request are searched. Raises `SpecError`, `Problem` 404."""
     proteins = target.shape.alphabet.name == "protein"
     name = order.homologs
     if name == "auto":
+        if target.reads_homologs:
+            return await own_set(service, target)
         name = order.auto(service) if proteins else "none"
     if name == "none":
         return None
+    if not service.settings.searches:
+        raise Problem(
+            404, "homologs.not_found", "this server does not search for homologs. Ask with homologs 'none'."
+        )
     if not proteins:
         raise SpecError(
             f"{target.model.name} reads {target.shape.alphabet.name}; homologs are searched for proteins.",
@@ -162,8 +171,9 @@ async def _charge(request: Request, key: KeyInfo, target: Target, items: int, to
 async def _reply(request: Request, ask: Ask) -> Reply:
     """One slice: its homologs, if they are wanted, then the engine. A fault is raised as its error."""
     service = service_of(request)
-    if ask.reference is not None:
-        ask = replace(ask, found=await _homologs(request, ask))
+    if ask.reference is not None or ask.searching:
+        said = await _homologs(request, ask)
+        ask = replace(ask, found=said.found, told=said.told)
     with service.tracing.ask(ask.kind, ask.model, ask.heads, len(ask.sequences)) as span:
         reply = await service.link.answer(ask)
         if span is not None:
@@ -175,30 +185,25 @@ async def _reply(request: Request, ask: Ask) -> Reply:
     return reply
 
 
-async def _homologs(request: Request, ask: Ask) -> tuple[Found, ...]:
-    """What the search deployment finds for a slice."""
-    service = service_of(request)
-    assert ask.reference is not None
-    if service.searches is None:
-        raise Problem(
-            404, "homologs.not_found", "this server does not search for homologs. Ask with homologs 'none'."
-        )
-    reply = await service.searches.find(
+async def _homologs(request: Request, ask: Ask) -> SearchReply:
+    """What the search deployment finds for a slice: for what is computed of each sequence."""
+    reply = await service_of(request).searches.find(
         SearchAsk(
             ask.reference,
-            ask.sequences,
-            ask.kind in ("score", "scan"),
+            tuple(kept(ask.sequences, ask.residues)),
+            ask.reads or ask.kind in ("score", "scan"),
             ask.offset,
             ask.admitted,
             ask.timeout_s,
             ask.caller,
+            ask.searching,
         )
     )
     told = request.scope["bioseq.asked"]
     told["search_ms"] = round(told.get("search_ms", 0.0) + reply.search_s * 1000, 2)
     if reply.fault is not None:
         raise reply.fault.error()
-    return reply.found
+    return reply
 
 
 async def _pieces(

@@ -162,17 +162,15 @@ async def in_process(
     catalogue = Catalogue(registry or Registry(settings.registry), settings.model)
     observer = EngineMetrics()
     host = Host(settings, catalogue, load=load, observer=observer)
+    searches = Searches(settings, registry=catalogue.registry)
     await host.start()
     try:
-        searches = Searches(settings) if settings.searches else None
-        if searches is not None:
-            await searches.start()
+        await searches.start()
         board = LocalBoard(host, observer)
-        app = create_app(Service(settings, LocalLink(host), catalogue, database, board, searches))
+        app = create_app(Service(settings, LocalLink(host), searches, catalogue, database, board))
         async with app.lifespan():
             yield app
     finally:
         host.engine.stop()
-        if searches is not None:
-            searches.engine.stop()
+        searches.engine.stop()
         database.dispose()

@@ -22,10 +22,10 @@ from serving.telemetry.tracing import Tracing
 class Service:
     settings: Settings
     link: Link
+    searches: SearchLink
     catalogue: Catalogue
     database: Database
     board: Any = None
-    searches: SearchLink | None = None
     metrics: IngressMetrics = field(default_factory=IngressMetrics)
     tracing: Tracing = field(default_factory=Tracing)
     extras: dict[str, Any] = field(default_factory=dict)  # what other rooms (jobs, files) keep here

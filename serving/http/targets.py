@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bioseq.bundles.manifest import Manifest
-from bioseq.errors import NotFoundError
+from bioseq.errors import NotFoundError, ServiceError
+from bioseq.heads.relatives import searches
+from bioseq.homologs.reference import open_reference
 from serving.engine.catalogue import Model
 from serving.http.checks import Shape
 from serving.http.service import Service
@@ -21,11 +23,17 @@ class Target:
     shape: Shape
     manifest: Manifest
     heads: dict[str, Model] = field(default_factory=dict)
+    searching: tuple[str, ...] = ()  # exact names of the heads that read homologs
     routes: int = 1  # passes over each sequence: the bare backbone, and each head with weights of its own
 
     @property
     def exact_heads(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(m.exact for m in self.heads.values()))
+
+    @property
+    def reads_homologs(self) -> bool:
+        """Whether the backbone itself does."""
+        return bool(self.manifest.architecture.get("reads_homologs"))
 
 
 async def find(service: Service, model: str, heads: Sequence[str] = ()) -> Target:
@@ -44,12 +52,28 @@ async def _find(service: Service, model: str, heads: Sequence[str]) -> Target:
     chosen = {name: catalogue.head(name, backbone) for name in heads}
     routes = 0
     plain = not chosen
+    searching = []
     for head in {m.exact: m for m in chosen.values()}.values():
-        if _own_weights(await _manifest(service, head)):
+        found = await _manifest(service, head)
+        if searches(found):
+            searching.append(head.exact)
+        if _own_weights(found):
             routes += 1
         else:
             plain = True
-    return Target(backbone, Shape.of(manifest), manifest, chosen, routes + plain)
+    return Target(backbone, Shape.of(manifest), manifest, chosen, tuple(searching), routes + plain)
+
+
+async def own_set(service: Service, target: Target) -> str:
+    """The name of the reference set that a backbone reads. Raises `ServiceError`."""
+    wanted = target.manifest.extra["homologs"]["reference"]
+    for name, folder in service.settings.references.items():
+        if (await asyncio.to_thread(open_reference, folder)).hash == wanted:
+            return name
+    raise ServiceError(
+        f"{target.model.name} reads homologs from a reference set that this server has not.",
+        status=503, code="homologs.not_found", hint="Ask with homologs 'none'.",
+    )  # fmt: skip
 
 
 async def _manifest(service: Service, model: Model) -> Manifest:

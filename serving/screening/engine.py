@@ -234,7 +234,7 @@ class PredictorEngine:
         """Raise `SequenceError` now for a sequence that a head of one wild type's variants cannot judge: from
         inside a batch it would cost the batch several forward passes to find it."""
         from bioseq.heads import features
-        from bioseq.heads.head import clean
+        from bioseq.heads.features import clean
 
         for head in self.predictor.heads.values():
             if head.context.wild_type:

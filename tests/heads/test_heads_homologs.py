@@ -11,7 +11,8 @@ from heads_tables import write_table
 from test_heads_scores import families
 
 from bioseq.heads.head import Head
-from bioseq.heads.homology import NEAR, Links, TrainingRows, transfer
+from bioseq.heads.homology import TrainingRows, transfer
+from bioseq.heads.relatives import NEAR, Links
 from bioseq.homologs.mmseqs import find_mmseqs
 from bioseq.specs.finetune import FinetuneSpec
 

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 from bioseq.errors import BundleError
-from bioseq.heads.homology import Links
 from bioseq.heads.profiles import (
     POOLED_WIDTH,
     check_reference,
     pooled_profile,
 )
-from bioseq.heads.relatives import Relatives, joined
+from bioseq.heads.relatives import Links, Relatives, joined
 from bioseq.homologs.hits import encode, no_hits
 from bioseq.homologs.profile import profile
 

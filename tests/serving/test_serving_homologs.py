@@ -9,13 +9,20 @@ import threading
 
 import numpy as np
 import pytest
-from serving_helpers import SEQS
+import torch
+from serving_helpers import SEQS, D, same
 
+from bioseq.backbones.packed.config import ModelConfig
+from bioseq.backbones.packed.encoder import PackedEncoder
+from bioseq.backbones.storage import save_backbone
+from bioseq.bundles.bundle import open_bundle, write_bundle
 from bioseq.errors import OutputError
 from bioseq.homologs.reference import build_reference
 from bioseq.homologs.search import search
 from bioseq.inference.loading import load
+from bioseq.inference.reading import HomologReader
 from bioseq.sequences.fasta import Record
+from serving.engine.asks import Ask
 from serving.engine.searches import SearchAsk, Searches
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
@@ -167,6 +174,138 @@ def test_a_search_that_fails_is_503_and_the_rest_goes_on(
 
     asyncio.run(go())
     assert WILD[5:20] not in (tmp_path / "access.jsonl").read_text()
+
+
+@pytest.fixture
+def reading_heads(registry, bundles, reference, tmp_path, monkeypatch):
+    """Two heads that search: `kin`, labels of its training rows, and `shape`, per residue, with the profile too."""
+    from bioseq.homologs import reference as references
+
+    monkeypatch.setattr(references, "SHIPPED", reference.folder)
+    rows = [Record(f"t{i}", s) for i, s in enumerate(relatives(WILD, 6, 2))]
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return torch.from_numpy(rng.normal(size=shape).astype(np.float32))
+
+    profile_width, copied = 21, 3 + 21
+    for name, task, classes, blocks, width in (
+        ("kin", "multilabel", ["a", "b"], ["embedding", "homology"], D + 2 + 2),
+        ("shape", "per_residue", ["H", "E", "C"], ["homology", "profile"], 21 + profile_width + copied),
+    ):
+        folder = build_reference(rows, tmp_path / f"{name}-rows", name=name).folder
+        out = len(classes)
+        tensors = {
+            "features.mean": draw(width) * 0.1, "features.scale": torch.ones(width), "ood.mean": draw(D) * 0.1,
+            "ood.project": draw(D, 8) * 0.2, "ood.grid": torch.linspace(0, 3, 101),
+            "homologs.labels": torch.zeros(0, 1),
+        }  # fmt: skip
+        if task == "per_residue":
+            tensors |= {"conv.0.weight": draw(out, width, 3) * 0.2, "conv.0.bias": draw(out)}
+            tensors["homologs.states"] = torch.from_numpy(
+                rng.integers(0, 3, sum(len(r.sequence) for r in rows))
+            ).to(torch.int8)
+        else:
+            tensors |= {"layers.0.weight": draw(1, width, out) * 0.3, "layers.0.bias": draw(1, 1, out)}
+            tensors["homologs.labels"] = torch.from_numpy(rng.integers(0, 2, (len(rows), out))).float()
+        bundle = write_bundle(
+            tmp_path / name,
+            manifest_fields={
+                "kind": "head", "name": name, "alphabet": "protein", "task": task, "labels": classes, "seed": 1,
+                "base_hash": open_bundle(bundles["tiny"]).manifest.content_hash, "per_residue": task == "per_residue",
+                "extra": {"head": {
+                    "method": "frozen", "blocks": blocks, "classes": classes, "homologs": "search",
+                    "reference": reference.hash,
+                }},
+            },
+            tensors=tensors,
+            calibration={"temperature": 1.0} if task == "per_residue" else {"platt": [[1.0, 0.0]] * 2, "thresholds": [0.5] * 2},
+            card=f"# {name}", evidence={},
+            extra_files={f"homologs/{f.name}": f for f in sorted(folder.iterdir())},
+        )  # fmt: skip
+        registry.register(bundle.path)
+    return ["kin", "shape"]
+
+
+def test_heads_that_read_homologs_are_searched_for_apart_from_the_engines(
+    reading_heads, serve, registry, monkeypatch
+):
+    """As the library predicts, with no search in an engine's thread, and without a search where none is needed."""
+    from bioseq.heads import homology, profiles
+
+    sequences = [WILD, SEQS[1], WILD[:-3] + "J<mask>*", "X" * 30]
+    model = load("tiny@1", registry=registry, threads=1)
+    want = model.predict(sequences, [*reading_heads, "soluble"])
+    assert want[0]["kin"]["homologs"]["number"] == 6 and want[0]["kin"]["nearest"]
+    threads: list[threading.Thread] = []
+    for room, name in ((homology, "search"), (profiles, "find_profiles")):
+        real = getattr(room, name)
+        monkeypatch.setattr(
+            room, name, lambda *a, real=real, **o: threads.append(threading.current_thread()) or real(*a, **o)
+        )
+    monkeypatch.setattr("bioseq.heads.searching.find_profiles", profiles.find_profiles)
+
+    async def go():
+        async with serve(chunk_tokens=180) as http:
+            body = {"sequences": sequences, "heads": [*reading_heads, "soluble"]}
+            got = await http.post("/v1/predict", json=body)
+            assert got.status_code == 200, got.text
+            for item, expected in zip(got.json()["data"], want, strict=True):
+                same(item["predictions"], expected)
+            searching = http.app.service.searches.engine._threads
+            assert threads and all(t in searching for t in threads)
+            threads.clear()
+            await http.post("/v1/predict", json=body | {"heads": ["soluble"]})
+            assert not threads
+            cost = {"kind": "predict", "sequences": [WILD], "heads": ["kin"]}
+            assert (await http.post("/v1/estimate", json=cost)).json()["search_seconds"] > 0
+            long = {"sequences": [WILD * 20], "heads": reading_heads, "long_sequences": "truncate"}
+            cut = (await http.post("/v1/predict", json=long)).json()["data"][0]["predictions"]
+            same(cut, model.predict([WILD * 20], reading_heads, long_sequences="truncate")[0])
+            # an engine that is asked without them says so, and does not search
+            ask = Ask("predict", "tiny@1", (WILD,), heads=("kin@1",), options={"nearest": 0})
+            threads.clear()
+            reply = await http.app.service.link.answer(ask)
+            assert reply.fault.code == "homologs.missing" and not threads
+
+    asyncio.run(go())
+
+
+def test_a_backbone_that_reads_homologs_is_given_those_of_its_own_set(
+    with_family, registry, reference, tmp_path, monkeypatch
+):
+    config = ModelConfig("reading", 1, 16, 2, 32, max_residues=80, reads_homologs=True)
+    encoder = PackedEncoder(config)
+    encoder.init_weights(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.add_(0.1)
+    extra = {"homologs": {"reference": reference.hash, "name": "family"}}
+    folder = tmp_path / "reading"
+    save_backbone(folder, encoder, name="reading", card="# reading", evidence={}, extra=extra)
+    registry.register(folder)
+    model, long = load("reading@1", registry=registry, threads=1, homologs=reference), WILD * 2
+    body = {"model": "reading", "sequences": [WILD[:70], SEQS[1], long], "long_sequences": "truncate"}
+    want = [model.embed(body["sequences"], long_sequences="truncate", homologs=h) for h in ("auto", "none")]
+    logits = model.logits(body["sequences"], long_sequences="truncate")
+    scan = model.scan(WILD[:70])
+    monkeypatch.setattr(HomologReader, "read", None)  # what an engine would search with
+
+    async def go():
+        async with with_family() as http:
+            for homologs, vectors in zip(("auto", "none"), want, strict=True):
+                got = (await http.post("/v1/embed", json=body | {"homologs": homologs})).json()["data"]
+                assert relative([np.array(g["embedding"]) for g in got], vectors) <= 1e-4
+            got = (await http.post("/v1/logits", json=body)).json()["data"]
+            assert relative([np.array(g["logits"]) for g in got], logits) <= 1e-4
+            got = (await http.post("/v1/scan", json={"model": "reading", "sequence": WILD[:70]})).json()
+            assert relative([np.array(got["scores"])], [scan]) <= 1e-4
+        async with with_family(reference_sets=[], homologs="none") as http:
+            r = await http.post("/v1/embed", json=body)
+            assert (r.status_code, r.json()["code"]) == (503, "homologs.not_found")
+
+    asyncio.run(go())
+    assert relative([want[0][0]], [want[1][0]]) > 1e-3
 
 
 def test_what_waits_is_searched_together_and_each_gets_its_own(settings, reference, monkeypatch):

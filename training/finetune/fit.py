@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from bioseq.heads.features import Context
-from bioseq.heads.homology import Links, TrainingRows
-from bioseq.heads.relatives import Relatives
+from bioseq.heads.homology import TrainingRows
+from bioseq.heads.relatives import Links, Relatives
 from bioseq.heads.residues import flat_residues
 from bioseq.homologs.mmseqs import find_mmseqs
 from bioseq.homologs.reference import open_reference

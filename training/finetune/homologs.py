@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from bioseq.heads.head import clean
-from bioseq.heads.homology import Links, TrainingRows, find_links, transfer
+from bioseq.heads.features import clean
+from bioseq.heads.homology import TrainingRows, find_links, transfer
 from bioseq.heads.profiles import SEARCH, find_profiles, pooled_profile
+from bioseq.heads.relatives import Links
 from bioseq.homologs.mmseqs import find_mmseqs
 from bioseq.homologs.reference import build_reference, open_reference
 from bioseq.output import atomic_file

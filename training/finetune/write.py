@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from bioseq.bundles.bundle import Bundle, write_bundle
-from bioseq.heads.head import NEIGHBOURS, Head, clean
-from bioseq.heads.homology import FOLDER
+from bioseq.heads.features import clean
+from bioseq.heads.head import NEIGHBOURS, Head
+from bioseq.heads.relatives import FOLDER
 from bioseq.inference.predictor import Predictor
 from bioseq.specs.finetune import FinetuneSpec
 from training.finetune.evaluation import card

@@ -62,7 +62,10 @@ async def embed(
 
 class EmbedOrder(Order):
     def __init__(self, body: EmbedRequest, media: str):
-        super().__init__(model=body.model, sequences=body.sequences, long_sequences=body.long_sequences)
+        super().__init__(
+            model=body.model, sequences=body.sequences, long_sequences=body.long_sequences,
+            homologs=body.homologs,
+        )  # fmt: skip
         self.body, self.media = body, media
 
     def check(self, target: Target, service: Service) -> None:

@@ -82,15 +82,16 @@ async def _search_seconds(
 ) -> float | None:
     """Of the search for homologs of so many residues; None where none is made or its speed is unknown."""
     wanted = body.homologs
-    if wanted == "auto":
+    if wanted == "auto" and not target.reads_homologs:
         wanted = service.settings.homologs if body.kind in ("score", "scan") else "none"
-    if wanted == "none" or service.searches is None or target.shape.alphabet.name != "protein":
+    searches = (wanted != "none") + (len(target.searching) if body.kind == "predict" else 0)
+    if not searches or target.shape.alphabet.name != "protein":
         return None
     try:
         speed = (await service.searches.status()).get("tokens_per_second")
     except ServiceError:
         return None
-    return round(residues / speed, 3) if speed else None
+    return round(searches * residues / speed, 3) if speed else None
 
 
 async def _residues(body: EstimateRequest, target: Target) -> tuple[list[int], int]:

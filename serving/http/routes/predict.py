@@ -47,8 +47,9 @@ async def predict(
 class PredictOrder(Order):
     def __init__(self, body: PredictRequest, media: str):
         super().__init__(
-            model=body.model, sequences=body.sequences, heads=body.heads, long_sequences=body.long_sequences
-        )
+            model=body.model, sequences=body.sequences, heads=body.heads,
+            long_sequences=body.long_sequences, homologs=body.homologs,
+        )  # fmt: skip
         self.body, self.media = body, media
         if len(set(body.heads)) < len(body.heads):
             raise Problem(422, "request.invalid", "heads: a head is named twice.", field="heads")

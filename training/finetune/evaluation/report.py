@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from bioseq.heads.head import Head, clean
-from bioseq.heads.homology import Links
+from bioseq.heads.features import clean
+from bioseq.heads.head import Head
+from bioseq.heads.relatives import Links
 from bioseq.inference.predictor import Predictor
 from bioseq.specs.finetune import FinetuneSpec
 from training.finetune import metrics

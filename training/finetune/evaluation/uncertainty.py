@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from bioseq.heads.head import Head, clean
+from bioseq.heads.features import clean
+from bioseq.heads.head import Head
 from bioseq.specs.finetune import FinetuneSpec
 from training.finetune.evaluation.calibrate import coverage
 from training.finetune.fit import Fit, pooled

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from bioseq.errors import SpecError
-from bioseq.heads.head import clean
-from bioseq.heads.homology import Links, TrainingRows
+from bioseq.heads.features import clean
+from bioseq.heads.homology import TrainingRows
+from bioseq.heads.relatives import Links
 from bioseq.homologs.mmseqs import find_mmseqs
 from bioseq.inference.predictor import Predictor
 from bioseq.specs.finetune import FinetuneSpec

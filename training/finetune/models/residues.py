@@ -18,8 +18,8 @@ from torch import nn
 
 from bioseq.backbones.pooling import EmbedOptions
 from bioseq.heads.calibration import softmax
-from bioseq.heads.features import Context
-from bioseq.heads.head import Head, clean
+from bioseq.heads.features import Context, clean
+from bioseq.heads.head import Head
 from bioseq.heads.residues import flat_residues, residue_inputs
 from bioseq.homologs.mmseqs import find_mmseqs
 from bioseq.inference.predictor import Predictor

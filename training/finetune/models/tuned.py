@@ -19,8 +19,7 @@ from bioseq.backbones import lora as adapters
 from bioseq.backbones.packed.weights import build_encoder
 from bioseq.backbones.pooling import EmbedOptions
 from bioseq.errors import SpecError
-from bioseq.heads.features import Context
-from bioseq.heads.head import clean
+from bioseq.heads.features import Context, clean
 from bioseq.inference.predictor import Predictor
 from bioseq.specs.finetune import FinetuneSpec
 from training.finetune.embeddings import embed_cached
