@@ -26,7 +26,6 @@ from bioseq.backbones.pooling import EmbedOptions
 from bioseq.bundles.registry import Registry
 from bioseq.errors import BioseqError, ResourceError, SequenceError, SequenceTooLongError, SpecError
 from bioseq.heads.head import Head, check_base
-from bioseq.heads.relatives import joined
 from bioseq.inference import batching
 from bioseq.inference.batching import SPECIAL_TOKENS, Window
 from bioseq.inference.evidence import Mixture, residue_probabilities
@@ -231,7 +230,7 @@ class Predictor:
                 features[name][segment.query] = values
             if progress is not None and segment.route == query.routes[-1]:
                 progress.add(1)
-        self._predictions(queries, results, features)
+        self._runner.predictions(queries, results, features)
         return results
 
     def _batches(self, queries: Sequence[Query]) -> Iterator[Callable[[], list[Part]]]:
@@ -248,28 +247,6 @@ class Predictor:
             lengths = [w.end - w.start + SPECIAL_TOKENS for w in spans]
             for group in batching.plan(lengths, self.budget):
                 yield partial(self._runner.run, encoder, queries, [segments[g] for g in group])
-
-    def _predictions(
-        self, queries: Sequence[Query], results: list[Result], features: dict[str, dict[int, np.ndarray]]
-    ) -> None:
-        for name, rows in features.items():
-            order = sorted(rows)
-            head = self.heads[name]
-            values: Any = [rows[i] for i in order]
-            told = [queries[i].told[name] for i in order if name in queries[i].told]
-            predictions = head.predict(
-                values if head.per_residue else np.stack(values),
-                [queries[i].sequence for i in order],
-                lengths=[len(queries[i].ids) for i in order],
-                nearest=[queries[i].nearest for i in order],
-                members=[queries[i].members for i in order],
-                told=joined(told) if len(told) == len(order) else None,
-            )
-            for i, prediction in zip(order, predictions, strict=True):
-                results[i].predictions = (results[i].predictions or {}) | {name: prediction}
-        for query, result in zip(queries, results):
-            if len(query.heads) > 1 and result.predictions:
-                result.predictions = {name: result.predictions[name] for name in query.heads}
 
     # ------------------------------------------------------------- public API
 

@@ -19,9 +19,10 @@ from bioseq.backbones.packed.encoder import PackedEncoder
 from bioseq.backbones.pooling import reduce
 from bioseq.errors import ResourceError
 from bioseq.heads.head import Head
+from bioseq.heads.relatives import joined
 from bioseq.inference import batching
 from bioseq.inference.batching import Window
-from bioseq.inference.query import Part, Query, Segment, logit_rows
+from bioseq.inference.query import Part, Query, Result, Segment, logit_rows
 from bioseq.sequences.alphabet import Alphabet
 
 
@@ -130,3 +131,26 @@ class BatchRunner:
             if self.heads[name].route(name) == segment.route:
                 part.features[name] = reduce(hidden, self.heads[name].embed_options).cpu().numpy()
         return part
+
+    def predictions(
+        self, queries: Sequence[Query], results: list[Result], features: dict[str, dict[int, np.ndarray]]
+    ) -> None:
+        """Put what each head says into `results`; `features` are by head and query."""
+        for name, rows in features.items():
+            order = sorted(rows)
+            head = self.heads[name]
+            values: Any = [rows[i] for i in order]
+            told = [queries[i].told[name] for i in order if name in queries[i].told]
+            predictions = head.predict(
+                values if head.per_residue else np.stack(values),
+                [queries[i].sequence for i in order],
+                lengths=[len(queries[i].ids) for i in order],
+                nearest=[queries[i].nearest for i in order],
+                members=[queries[i].members for i in order],
+                told=joined(told) if len(told) == len(order) else None,
+            )
+            for i, prediction in zip(order, predictions, strict=True):
+                results[i].predictions = (results[i].predictions or {}) | {name: prediction}
+        for query, result in zip(queries, results):
+            if len(query.heads) > 1 and result.predictions:
+                result.predictions = {name: result.predictions[name] for name in query.heads}
