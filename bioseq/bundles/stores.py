@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import random
 import shutil
@@ -42,6 +41,7 @@ class Store(Protocol):
     def drop_blob(self, digest: str) -> None: ...
     def blob_path(self, digest: str) -> str: ...
     def fetch(self, digest: str) -> Path: ...
+    def read_blob(self, digest: str, name: str) -> bytes | None: ...
 
 
 def open_store(home: str | Path | None) -> Store:
@@ -164,6 +164,10 @@ class FolderStore:
             raise _lost(self.where, digest)
         return self._blob(digest)
 
+    def read_blob(self, digest: str, name: str) -> bytes | None:
+        """One file of a bundle, alone."""
+        return self.read(str(self._blob(digest).relative_to(self.root) / name))
+
 
 class ObjectStore:
     """A `pyarrow.fs.FileSystem`; bundles are fetched into a local cache, named by their content hash.
@@ -216,6 +220,7 @@ class ObjectStore:
     def write(self, name: str, data: bytes) -> None:
         try:
             self._put(self._at(name), data)
+            self._put(self._at(f"{name}.stamp"), uuid.uuid4().hex.encode())
         except OSError as error:
             raise self._failed("write", error) from error
 
@@ -256,8 +261,20 @@ class ObjectStore:
                 self.fs.delete_file(path)
 
     def stamp(self, name: str) -> str:
-        # one small get: a modification time of one-second resolution could hide a change
-        return hashlib.sha256(self.read(name) or b"none").hexdigest()
+        # A small file that every write makes anew: a modification time of one-second resolution could hide a change.
+        # Time and size tell of a writer that died before it, and of one that knows nothing of stamps.
+        info = self._info(self._at(name))
+        own = self.read(f"{name}.stamp") or b""
+        return f"{info.mtime_ns}-{info.size}-{own.decode('ascii', 'replace')}"
+
+    def read_blob(self, digest: str, name: str) -> bytes | None:
+        """One file of a bundle, alone: from the cache if it is there, else from the store."""
+        cached = self.cache / digest.removeprefix("sha256:") / name
+        return (
+            cached.read_bytes()
+            if cached.is_file()
+            else self.read(f"blobs/{digest.removeprefix('sha256:')}/{name}")
+        )
 
     def has_blob(self, digest: str) -> bool:
         return self._info(self._blob(digest, "manifest.json")).is_file

@@ -35,7 +35,14 @@ async def limits(at: Connection) -> dict[str, Any]:
 
 async def models(at: Connection) -> list[dict[str, Any]]:
     """All backbones and heads of the server."""
-    return (await ask(at, Call("GET", "/v1/models")))["data"]
+    found: list[dict[str, Any]] = []
+    query: dict[str, str] = {}
+    while True:
+        page = await ask(at, Call("GET", "/v1/models", query=query))
+        found += page["data"]
+        if not page.get("has_more"):
+            return found
+        query = {"after": found[-1]["id"]}
 
 
 async def estimate(at: Connection, kind: str, *, homologs: str = "auto", **fields: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from bioseq.bundles.registry import Registry
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}(@[0-9]{1,6})?")
+MANIFESTS = 1024  # kept at most
+TOLD = 20  # names in a hint
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +44,38 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
+    """`versions` are those of each name; `heads` some names of heads by the hash of the weights (or bundle) they belong
+    to. Everything is looked up by a key, so that a request's cost does not grow with the number of models."""
+
     models: tuple[Model, ...] = ()
     by_name: dict[str, Model] = field(default_factory=dict)
+    versions: dict[str, list[Model]] = field(default_factory=dict)
+    backbones: tuple[str, ...] = ()
+    heads: dict[str, list[str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, models: list[Model], given: Model | None) -> Snapshot:
+        by_name: dict[str, Model] = {}
+        versions: dict[str, list[Model]] = {}
+        heads: dict[str, set[str]] = {}
+        for model in sorted(models, key=lambda m: m.version):
+            by_name[model.name] = by_name[model.exact] = model
+            versions.setdefault(model.name, []).append(model)
+            if model.kind == "head":
+                heads.setdefault(model.base_weights_hash or model.base_hash or "", set()).add(model.name)
+        for model in models:
+            by_name.update(dict.fromkeys(model.aliases, model))
+        if given is not None:
+            by_name["default"] = by_name[given.name] = given
+            models = [*models, given]
+        backbones = tuple(sorted({m.name for m in models if m.kind == "backbone"}))
+        return cls(
+            tuple(models), by_name, versions, backbones, {k: sorted(v)[:TOLD] for k, v in heads.items()}
+        )
+
+    def heads_of(self, base: Model) -> list[str]:
+        names = (*self.heads.get(base.weights_hash or "", ()), *self.heads.get(base.content_hash, ()))
+        return sorted(set(names))
 
 
 class Catalogue:
@@ -54,7 +87,7 @@ class Catalogue:
         self._lock = threading.Lock()
         self._generation: Any = object()
         self._snapshot = Snapshot()
-        self._manifests: dict[str, Manifest] = {}
+        self._manifests: OrderedDict[str, Manifest] = OrderedDict()  # the least recently used goes first
         self._given = self._open_given(default)
 
     def _open_given(self, default: str) -> Model | None:
@@ -87,17 +120,10 @@ class Catalogue:
                     tuple(entry.aliases), entry.shipped,
                 )
             )  # fmt: skip
-        by_name: dict[str, Model] = {}
-        for model in sorted(models, key=lambda m: m.version):
-            by_name[model.name] = by_name[model.exact] = model
-        for model in models:
-            by_name.update(dict.fromkeys(model.aliases, model))
-        if self._given is not None:
-            by_name["default"] = by_name[self._given.name] = self._given
-            models.append(self._given)
+        snapshot = Snapshot.of(models, self._given)
         with self._lock:
             self._generation = generation
-            self._snapshot = Snapshot(tuple(models), by_name)
+            self._snapshot = snapshot
         return True
 
     @property
@@ -110,24 +136,19 @@ class Catalogue:
             name = "default" if self._given is not None else self.default
         model = self._find(name)
         if model is None or model.kind != "backbone":
-            served = sorted({m.name for m in self._snapshot.models if m.kind == "backbone"})
             what = f"{model.exact} is a head, not a backbone." if model else "there is no model of that name."
-            raise NotFoundError(what, hint=f"There are: {', '.join(served[:20])}.")
+            raise NotFoundError(what, hint=f"There are: {', '.join(self._snapshot.backbones[:TOLD])}.")
         return model
 
     def head(self, name: str, base: Model) -> Model:
         """A head that fits the backbone `base`. Raises `NotFoundError` (head.not_found)."""
         model = self._find(name)
-        fitting = sorted({m.name for m in self._snapshot.models if m.kind == "head" and fits(m, base)})
-        hint = f"Heads of {base.name}: {', '.join(fitting[:20]) or 'none'}."
+        hint = f"Heads of {base.name}: {', '.join(self._snapshot.heads_of(base)[:TOLD]) or 'none'}."
         if model is None or model.kind != "head":
             raise NotFoundError("there is no head of that name.", code="head.not_found", hint=hint)
         if not fits(model, base):
             # A newer version may belong to a newer backbone; the newest that fits answers, unless one is named.
-            same = [
-                m for m in self._snapshot.models
-                if m.name == model.name and m.kind == "head" and fits(m, base)
-            ]  # fmt: skip
+            same = [m for m in self._snapshot.versions[model.name] if m.kind == "head" and fits(m, base)]
             if not same or "@" in name or name != model.name:
                 raise NotFoundError(
                     f"head {model.exact} belongs to another backbone than {base.exact}.",
@@ -149,7 +170,7 @@ class Catalogue:
 
     def bundle(self, model: Model) -> Bundle:
         """Blocks on the disk."""
-        if self._given is not None and model.exact == self._given.exact:
+        if self._is_given(model):
             from bioseq.bundles.bundle import open_bundle
 
             return open_bundle(Path(model.exact), verify=False)
@@ -157,12 +178,31 @@ class Catalogue:
 
     def known_manifest(self, model: Model) -> Manifest | None:
         """The manifest if it was read before."""
-        return self._manifests.get(f"{model.exact} {model.content_hash}")
+        key = f"{model.exact} {model.content_hash}"
+        with self._lock:
+            if key in self._manifests:
+                self._manifests.move_to_end(key)
+            return self._manifests.get(key)
 
     def manifest(self, model: Model) -> Manifest:
-        """Kept after the first look. Blocks on the disk."""
+        """Read alone, and kept after the first look, so many at most. Blocks on the disk."""
         found = self.known_manifest(model)
         if found is None:
-            found = self.bundle(model).manifest
-            self._manifests[f"{model.exact} {model.content_hash}"] = found
+            found = self.bundle(model).manifest if self._is_given(model) else self._read_manifest(model)
+            with self._lock:
+                self._manifests[f"{model.exact} {model.content_hash}"] = found
+                while len(self._manifests) > MANIFESTS:
+                    self._manifests.popitem(last=False)
         return found
+
+    def _read_manifest(self, model: Model) -> Manifest:
+        return self.registry.manifest(self.registry.find(model.exact))
+
+    def text(self, model: Model, name: str) -> str:
+        """A small file of the bundle, such as card.md, read alone. Blocks on the disk."""
+        if self._is_given(model):
+            return self.bundle(model).file(name).read_text("utf-8")
+        return self.registry.file(self.registry.find(model.exact), name).decode("utf-8")
+
+    def _is_given(self, model: Model) -> bool:
+        return self._given is not None and model.exact == self._given.exact

@@ -19,6 +19,7 @@ from bioseq.backbones.packed.config import CONFIGS
 from bioseq.backbones.packed.encoder import PackedEncoder
 from bioseq.backbones.storage import save_backbone
 from bioseq.bundles.bundle import write_bundle
+from bioseq.bundles.index import Index
 from bioseq.bundles.registry import Registry
 from bioseq.bundles.stores import FolderStore, ObjectStore
 from bioseq.errors import BundleError, NotFoundError, OutputError, RegistryError
@@ -218,6 +219,7 @@ def test_threads_register_at_once(registry, tmp_path):
 _WORKER = """
 import sys
 from pathlib import Path
+from bioseq.bundles.index import Index
 from bioseq.bundles.registry import Registry
 registry = Registry(sys.argv[1], shipped=Path("/nonexistent"))
 for path in sys.argv[2:]:
@@ -247,6 +249,7 @@ def test_processes_register_at_once(local, tmp_path):
 _FOREVER = """
 import itertools, sys
 from pathlib import Path
+from bioseq.bundles.index import Index
 from bioseq.bundles.registry import Registry
 registry = Registry(sys.argv[1], shipped=Path("/nonexistent"))
 for i in itertools.count():
@@ -458,3 +461,48 @@ def test_pyarrow_urls(tmp_path, monkeypatch):
     assert isinstance(Registry("mock:///other", shipped=NOTHING).store, ObjectStore)
     with pytest.raises(RegistryError, match="cannot open the registry at gopher"):
         Registry("gopher://x/y")
+
+
+def test_a_name_is_found_without_a_look_at_the_others(local, tmp_path, monkeypatch):
+    """With 10,000 heads a request must not pay for all of them: the file is parsed once a change, and entries of other
+    names are not made."""
+    local.register(backbone(tmp_path / "one"), "one")
+    local.register(backbone(tmp_path / "two", seed=2), "two")
+    reads = []
+    plain = local.store.read
+    monkeypatch.setattr(local.store, "read", lambda name: reads.append(name) or plain(name))
+    monkeypatch.setattr(Index, "entries", lambda self: pytest.fail("all entries were made"))
+    local._seen = None
+    assert [local.find(n).ref for n in ("one", "two@1", "one@1")] == ["one@1", "two@1", "one@1"]
+    assert reads == ["index.json"]
+    Registry(tmp_path / "home", shipped=NOTHING).alias("three", "two@1")
+    assert local.find("three").ref == "two@1" and reads == ["index.json"] * 2
+
+
+def test_a_manifest_is_read_alone_and_checked(tmp_path):
+    entry = remote(tmp_path).register(backbone(tmp_path / "a"))
+    there = remote(tmp_path, "cache-of-another-machine")
+    manifest = there.manifest(there.find("tiny"))
+    assert manifest == there.resolve("tiny").manifest
+    again = remote(tmp_path, "third")
+    assert again.manifest(entry) == manifest and again.file(entry, "card.md") == b"# Card 0\n"
+    assert not (tmp_path / "third").exists(), "the bundle was fetched"
+    blob = tmp_path / "bucket" / "reg" / "blobs" / entry.content_hash[7:]
+    (blob / "card.md").write_text("# Forged\n")
+    with pytest.raises(RegistryError, match=r"card\.md of tiny@1 has not the hash"):
+        again.file(entry, "card.md")
+    (blob / "manifest.json").write_text((blob / "manifest.json").read_text().replace("unknown", "MIT"))
+    with pytest.raises(RegistryError, match="is not that of"):
+        again.manifest(entry)
+
+
+def test_a_remote_registry_tells_a_change_without_its_index(tmp_path, monkeypatch):
+    there = remote(tmp_path)
+    entry = there.register(backbone(tmp_path / "a"))
+    reads = []
+    plain = ObjectStore.read
+    monkeypatch.setattr(ObjectStore, "read", lambda self, name: reads.append(name) or plain(self, name))
+    seen = there.generation()
+    assert there.generation() == seen and "index.json" not in reads
+    there.alias("x", entry.ref)
+    assert there.generation() != seen

@@ -56,3 +56,17 @@ def _has(catalogue: Catalogue, name: str, base: object) -> bool:
         return catalogue.head(name, base).name == name  # type: ignore[arg-type]
     except NotFoundError:
         return False
+
+
+def test_manifests_that_are_kept_are_bounded(registry: Registry, tmp_path: Path, monkeypatch) -> None:
+    from serving.engine import catalogue as room
+
+    monkeypatch.setattr(room, "MANIFESTS", 2)
+    for i, name in enumerate(("a", "b", "c")):
+        backbone(registry, tmp_path, name, i)
+    served = Catalogue(registry, "a")
+    served.refresh()
+    models = [served.backbone(n) for n in ("a", "b", "c")]
+    for model in (models[0], models[1], models[0], models[2]):
+        assert served.manifest(model).name == model.name
+    assert [served.known_manifest(m) is not None for m in models] == [True, False, True]

@@ -304,3 +304,26 @@ def test_estimate(serve, predictor):
             assert r.status_code == 422
 
     asyncio.run(go())
+
+
+def test_models_come_in_pages(serve):
+    async def go():
+        async with serve() as http:
+            everything = (await http.get("/v1/models")).json()
+            ids = [m["id"] for m in everything["data"]]
+            assert len(ids) > 3 and not everything["has_more"]
+            seen, query = [], {"limit": 2}
+            while True:
+                page = (await http.get("/v1/models", params=query)).json()
+                assert len(page["data"]) <= 2
+                seen += [m["id"] for m in page["data"]]
+                if not page["has_more"]:
+                    break
+                query["after"] = seen[-1]
+            assert seen == ids
+            backbones = (await http.get("/v1/models", params={"kind": "backbone"})).json()["data"]
+            assert [m["id"] for m in backbones] == ["tiny@1"]
+            for bad in ({"limit": 0}, {"limit": 5000}, {"after": "gone@1"}, {"kind": "x"}):
+                assert (await http.get("/v1/models", params=bad)).status_code == 422
+
+    asyncio.run(go())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from pydantic import ValidationError
@@ -44,10 +45,27 @@ def _info(model: Model) -> dict[str, Any]:
     }
 
 
-@router.get("/models", responses=problems(401, 403))
-async def list_models(request: Request, key: KeyInfo = require("read")) -> ModelList:
-    """All backbones and heads, in OpenAI's list shape."""
-    return ModelList(data=[ModelInfo(**_info(m)) for m in service_of(request).catalogue.snapshot.models])
+@router.get("/models", responses=problems(401, 403, 422))
+async def list_models(
+    request: Request,
+    kind: Literal["backbone", "head"] | None = None,
+    after: Annotated[str | None, Query(max_length=120, description="The last id of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
+    key: KeyInfo = require("read"),
+) -> ModelList:
+    """Backbones and heads, in OpenAI's list shape, by kind, name and version."""
+    models = service_of(request).catalogue.snapshot.models
+    if kind is not None:
+        models = tuple(m for m in models if m.kind == kind)
+    start = 0
+    if after is not None:
+        start = next((i + 1 for i, m in enumerate(models) if _info(m)["id"] == after), 0)
+        if not start:
+            raise Problem(
+                422, "request.invalid", "after: no such model is listed. Begin again.", field="after"
+            )
+    page = models[start : start + limit]
+    return ModelList(data=[ModelInfo(**_info(m)) for m in page], has_more=start + limit < len(models))
 
 
 @router.get("/limits", responses=problems(401, 403, 404))
@@ -83,11 +101,11 @@ async def show_model(request: Request, name: str, key: KeyInfo = require("read")
     model = await _any(service, name)
 
     def read() -> ModelDetail:
-        bundle = service.catalogue.bundle(model)
-        m = bundle.manifest
+        m = service.catalogue.manifest(model)
+        evidence = json.loads(service.catalogue.text(model, "evidence.json"))
         return ModelDetail(
             **_info(model), alphabet=m.alphabet, architecture=m.architecture, labels=m.labels, units=m.units,
-            licence=m.licence, data_hash=m.data_hash, code_version=m.code_version, evidence=bundle.evidence(),
+            licence=m.licence, data_hash=m.data_hash, code_version=m.code_version, evidence=evidence,
         )  # fmt: skip
 
     return await asyncio.to_thread(read)
@@ -105,7 +123,7 @@ async def card(request: Request, name: str, key: KeyInfo = require("read")) -> R
     """The evidence card."""
     service = service_of(request)
     model = await _any(service, name)
-    text = await asyncio.to_thread(lambda: service.catalogue.bundle(model).card())
+    text = await asyncio.to_thread(service.catalogue.text, model, "card.md")
     return PlainTextResponse(text, media_type="text/markdown")
 
 

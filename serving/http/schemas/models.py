@@ -42,6 +42,7 @@ class ModelDetail(ModelInfo):
 class ModelList(Answer):
     object: Literal["list"] = "list"
     data: list[ModelInfo]
+    has_more: bool = Field(False, description="Ask again with `after` the last id of this page.")
 
 
 class RegisterRequest(Wire):
