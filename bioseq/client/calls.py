@@ -38,7 +38,7 @@ async def models(at: Connection) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     query: dict[str, str] = {}
     while True:
-        page = await ask(at, Call("GET", "/v1/models", query=query))
+        page: dict[str, Any] = await ask(at, Call("GET", "/v1/models", query=query))
         found += page["data"]
         if not page.get("has_more"):
             return found

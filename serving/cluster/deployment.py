@@ -10,11 +10,13 @@ import asyncio
 import math
 import os
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
+from bioseq.errors import ResourceError
 from serving.settings import Settings
 from serving.telemetry import logs
 
@@ -26,12 +28,46 @@ def shut_inner_port() -> None:
     """Serve opens a gRPC port in every replica, on all addresses, for a faster transport between deployments. It
     unpickles whatever it is sent, and no token guards it: whoever reaches it runs code here. Our handles go Ray's
     own, guarded way, so it stays shut; unless TLS asks for the cluster's certificates, or that transport was chosen.
+    Raises `ResourceError` for a Ray that opens it in another way.
     """
     from ray.serve._private import replica
 
+    if _inner_port_wanted():
+        return
+    if not hasattr(replica, _OPENS):
+        raise ResourceError(
+            "this version of Ray Serve opens its inner port in a way that bioseq does not know, and cannot shut.",
+            hint="Install the Ray that constraints.txt names, or set RAY_USE_TLS with the cluster's certificates.",
+        )
+    setattr(replica, _OPENS, lambda server, address: 0)
+
+
+_OPENS = "add_port_to_grpc_server"
+
+
+def _inner_port_wanted() -> bool:
     chosen = os.environ.get("RAY_SERVE_USE_GRPC_BY_DEFAULT") == "1"
-    if not chosen and os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
-        replica.add_port_to_grpc_server = lambda server, address: 0
+    return chosen or os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
+
+
+def check_inner_port(listeners: Iterable[tuple[str, int]] | None = None) -> None:
+    """Raise `ResourceError` if this replica listens where only the inner port would: on all addresses of IPv6, where Ray's
+    own ports never are. `listeners` are (address, port), by default this process's. Once it is seen shut it stays so."""
+    if _inner_port_wanted():
+        return
+    for address, port in _listeners() if listeners is None else listeners:
+        if address == "::":
+            raise ResourceError(
+                f"Ray Serve's inner port is open (port {port}): whoever reaches it runs code here.",
+                hint="Install the Ray that constraints.txt names.",
+            )
+
+
+def _listeners() -> list[tuple[str, int]]:
+    import psutil
+
+    found = psutil.Process().net_connections("tcp")
+    return [(c.laddr.ip, c.laddr.port) for c in found if c.status == psutil.CONN_LISTEN]
 
 
 def _leave() -> None:
@@ -68,7 +104,9 @@ class EngineReplica:
         return self.host.status()
 
     async def check_health(self) -> None:
-        """Raises when the engine's thread is dead or hangs, or its device failed; Serve then replaces this replica."""
+        """Raises when the engine's thread is dead or hangs, its device failed, or Serve's inner port is open; Serve then
+        replaces this replica."""
+        check_inner_port()
         await self.host.check()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
@@ -120,6 +158,7 @@ class SearchReplica:
         return await self.searches.status()
 
     async def check_health(self) -> None:
+        check_inner_port()
         if self._task.done():
             self.searches.engine.check()
 
@@ -135,6 +174,9 @@ class Ingress:
         shut_inner_port()
         self.settings = Settings.from_dict({**settings, "behind_serve": True})
         self.engines, self.searches = engines, searches
+
+    async def check_health(self) -> None:
+        check_inner_port()
 
     def _link(self, handle: Any, limit: int) -> Any:
         from serving.engine.link import HandleLink

@@ -167,6 +167,13 @@ class Keys:
             for (key_id, minute), (requests, tokens) in used.items():
                 session.execute(self._upsert(key_id, minute, requests, tokens))
 
+    def count(self, owner: str, minute: int, tokens: int) -> None:
+        """Add what a job of this owner computed, if the owner is a key."""
+        if tokens:
+            with self.database.session() as session:
+                if session.get(ApiKey, owner) is not None:
+                    session.execute(self._upsert(owner, minute, 0, tokens))
+
     def _upsert(self, key_id: str, minute: int, requests: int, tokens: int) -> Any:
         insert = sqlite_insert if self.database.is_sqlite else postgres_insert
         made = insert(Usage).values(key_id=key_id, minute=minute, requests=requests, tokens=tokens)
@@ -175,24 +182,25 @@ class Keys:
             set_={"requests": Usage.requests + requests, "tokens": Usage.tokens + tokens},
         )
 
-    def spend(self, key: KeyInfo, minute: int, tokens: int) -> str | None:
-        """Count one request with its tokens, unless that would pass the key's limits in this minute: then
+    def spend(self, key: KeyInfo, minute: int, tokens: int, requests: int = 1) -> str | None:
+        """Count requests and tokens, unless that would pass the key's limits in this minute: then
         the limit's name. One statement decides, so that it holds over any number of ingress replicas."""
         with self.database.session() as session:
             session.execute(self._upsert(key.id, minute, 0, 0))
             statement = update(Usage).where(Usage.key_id == key.id, Usage.minute == minute)
-            if key.requests_per_minute is not None:
-                statement = statement.where(Usage.requests + 1 <= key.requests_per_minute)
-            if key.tokens_per_minute is not None:
+            if requests and key.requests_per_minute is not None:
+                statement = statement.where(Usage.requests + requests <= key.requests_per_minute)
+            if tokens and key.tokens_per_minute is not None:
                 statement = statement.where(Usage.tokens + tokens <= key.tokens_per_minute)
             done: Any = session.execute(
-                statement.values(requests=Usage.requests + 1, tokens=Usage.tokens + tokens)
+                statement.values(requests=Usage.requests + requests, tokens=Usage.tokens + tokens)
             )
             if done.rowcount:
                 return None
             row = session.get(Usage, (key.id, minute))
             limit = key.requests_per_minute
-            return "requests" if row and limit is not None and row.requests >= limit else "tokens"
+            full = requests and row is not None and limit is not None and row.requests + requests > limit
+            return "requests" if full else "tokens"
 
     def fold(self, before: datetime.datetime) -> int:
         """Add usage from before a time up to one row a key, so that the table does not grow for ever. Returns how many

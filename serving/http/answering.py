@@ -152,7 +152,7 @@ async def _charge(request: Request, key: KeyInfo, target: Target, items: int, to
             f"the request costs {tokens} tokens; the limit is {limit}. Send several requests, or a screen job.",
             given=tokens, limit=limit,
         )  # fmt: skip
-    minute = await service.authorizer.spend(key, tokens)
+    minute = await service.authorizer.spend(key, tokens=tokens)
     route = getattr(request.scope.get("route"), "path", "other")
     service.metrics.items.labels(route, target.model.name).inc(items)
     service.metrics.tokens.labels(route, target.model.name).inc(tokens)

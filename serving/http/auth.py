@@ -78,16 +78,17 @@ class Authorizer:
             raise Problem(401, "auth.unauthenticated", "the API key is unknown, expired or revoked.")
         return key
 
-    async def spend(self, key: KeyInfo, tokens: int) -> int:
-        """Count one request; the minute that it was counted in. Raises `Problem` 429 quota.exceeded with the seconds to
-        the next minute."""
+    async def spend(self, key: KeyInfo, *, requests: int = 0, tokens: int = 0) -> int:
+        """Count what a request takes; the minute that it was counted in. Raises `Problem` 429 quota.exceeded with the
+        seconds to the next minute."""
         if key is ANONYMOUS:
             return 0
         now = self._clock()
         minute = int(now // 60)
-        if key.requests_per_minute is None and key.tokens_per_minute is None:
-            requests, before = self._unwritten.get((key.id, minute), (0, 0))
-            self._unwritten[key.id, minute] = (requests + 1, before + tokens)
+        asked = ((requests, key.requests_per_minute), (tokens, key.tokens_per_minute))
+        if not any(count and limit is not None for count, limit in asked):
+            before = self._unwritten.get((key.id, minute), (0, 0))
+            self._unwritten[key.id, minute] = (before[0] + requests, before[1] + tokens)
             return minute
         if key.tokens_per_minute is not None and tokens > key.tokens_per_minute:
             raise Problem(
@@ -96,7 +97,7 @@ class Authorizer:
                 "Send smaller requests.",
                 given=tokens, limit=key.tokens_per_minute,
             )  # fmt: skip
-        passed = await asyncio.to_thread(self.keys.spend, key, minute, tokens)
+        passed = await asyncio.to_thread(self.keys.spend, key, minute, tokens, requests)
         if passed is not None:
             limit = key.requests_per_minute if passed == "requests" else key.tokens_per_minute
             raise Problem(

@@ -26,6 +26,7 @@ STREAMED = ("/v1/files", "/v1/models")
 UNLIMITED = ("/v1/files", "/v1/jobs", "/v1/models")  # uploads, downloads and followed logs take their time
 QUIET = ("/health/live", "/health/ready", "/metrics")
 OPEN = (*QUIET, "/docs", "/openapi.json")  # without a key; /metrics asks itself
+FREE = ("/v1/limits",)  # not counted as a request: clients ask it to pack by it
 SMALL = {"/v1/jobs": 4 << 20}  # bytes of a body, where fewer will do than `max_body_bytes`
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -101,6 +102,8 @@ class _Exchange:
             if self.path not in OPEN:
                 caller = await self.limits.service.authorizer.identify(self.scope)
                 self.scope["bioseq.caller"], self.scope["bioseq.key"] = caller, caller.id
+                if self.path not in FREE:
+                    await self.limits.service.authorizer.spend(caller, requests=1)
             streamed = self.path.startswith(STREAMED) and self.scope["method"] not in (
                 "GET",
                 "HEAD",

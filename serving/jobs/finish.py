@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,16 @@ def bundle_of(kind: str, folder: JobFolder) -> Path | None:
     """The bundle that a run made: a head, or of a pretraining run the best checkpoint, else the last."""
     places = {"finetune": [folder.output], "pretrain": [folder.output / "best", folder.output / "last"]}
     return next((p for p in places.get(kind, []) if (p / "manifest.json").is_file()), None)
+
+
+def tokens_of(kind: str, folder: JobFolder) -> int:
+    """What a run computed, for the usage of its key, as far as it says so."""
+    if kind != "screen":
+        return 0
+    try:
+        return int(json.loads((folder.output / "summary.json").read_text("utf-8"))["tokens"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def finish(settings: Settings, job: Started, folder: JobFolder) -> Finished:

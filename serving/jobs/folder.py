@@ -25,6 +25,7 @@ from bioseq.output import atomic_file
 
 SKIPPED = ("checkpoints", "ray", "work")  # state of a run, not its result
 MAX_RESULTS = 10_000
+HIDDEN = ("BIOSEQ_DATABASE", "BIOSEQ_API_KEY")  # of the service's environment; a job needs neither
 
 
 class JobFolder:

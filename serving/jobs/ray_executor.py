@@ -1,8 +1,9 @@
 """Jobs as Ray Jobs on the cluster that serves.
 
 The entrypoint is ours and names two things, both made by us: the job's folder and the attempt. It asks for no
-CPU, as the driver of a screen or a training only waits for workers that ask for their own. No runtime
-environment is ever sent.
+CPU, as the driver of a screen or a training only waits for workers that ask for their own. Of a runtime environment
+only this is sent: the service's secrets are blanked, which on a cluster that was joined stand in the environment of its
+nodes and would reach every worker.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from typing import Any
 
 from serving.jobs.executors import ENDED, RUNNING, job_of
-from serving.jobs.folder import JobFolder
+from serving.jobs.folder import HIDDEN, JobFolder
 
 _FRESH_S = 20.0
 
@@ -45,6 +46,7 @@ class RayExecutor:
                 entrypoint_num_cpus=0,
                 entrypoint_num_gpus=gpus,
                 metadata={"bioseq": "job"},
+                runtime_env={"env_vars": dict.fromkeys(HIDDEN, "")},
             )
         except RuntimeError as error:
             if "already exists" not in str(error):

@@ -21,12 +21,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from serving.jobs.folder import JobFolder
+from serving.jobs.folder import HIDDEN, JobFolder
 
 MAX_LOG = 64 << 20  # bytes; what a command prints beyond is dropped
 LOCK_S = 180.0
 GRACE_S = 10.0
-HIDDEN = ("BIOSEQ_DATABASE", "BIOSEQ_API_KEY")  # a job needs neither
 LOOK_S = 2.0  # between two looks at memory and disk
 
 

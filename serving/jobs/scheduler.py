@@ -200,7 +200,8 @@ class Scheduler:
         except BioseqError as error:
             self.store.end(self.lease, job, FAILED, f"it ran, but its result was not taken: {error}")
             return
-        self.store.end(self.lease, job, SUCCEEDED, done.note, done.registered)
+        if self.store.end(self.lease, job, SUCCEEDED, done.note, done.registered):
+            self.keys.count(job.owner, int(time.time() // 60), finish.tokens_of(job.kind, folder))
 
     def _lost(self, job: Started, why: str) -> None:
         began = self.folder(job).began(job.attempt)  # else this scheduler or another died before it was sent

@@ -21,6 +21,7 @@ import test_jobs_scheduler as on_sqlite
 
 from serving.database.base import Database
 from serving.database.keys import Keys
+from serving.jobs.store import JobStore
 from serving.settings import Settings
 
 INSTALL = "apt-get install -y postgresql"
@@ -178,4 +179,39 @@ def test_a_keys_limits_hold_over_many_at_once(settings):
     assert keys.used(info.id, since_minute=9) == (60, 120)
     keys.revoke(info.id)
     assert keys.check(text) is None and keys.any()
+    database.dispose()
+
+
+def test_owners_of_names_are_filled_in_from_the_jobs_that_registered_them(settings):
+    """Migration 0003 on a database with jobs: the last one that registered a name decides, and without one there is no
+    owner."""
+    from alembic import command
+    from alembic.config import Config
+
+    import serving.database.migrations as migrations
+
+    database = Database(settings().database)
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    rows = [("j1", "a", "head", "head@1"), ("j2", "b", "head", "head@2"), ("j3", "c", "head", None),
+            ("j4", "a", "other", None), ("j5", "a", None, None)]  # fmt: skip
+    with database.engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
+        for job_id, owner, register, registered in rows:
+            connection.execute(
+                sqlalchemy.text(
+                    "INSERT INTO jobs (id, owner, kind, name, spec, files, register, accept_weak, digest, state, attempt, "
+                    "failures, cancel, created, registered) VALUES (:id, :owner, 'finetune', 'n', '{}', '[]', :register, "
+                    "false, 'd', 'SUCCEEDED', 1, 0, false, now(), :registered)"
+                ),
+                {"id": job_id, "owner": owner, "register": register, "registered": registered},
+            )
+    database.upgrade()
+    with database.engine.connect() as connection:
+        found = connection.execute(sqlalchemy.text("SELECT name, owner, registered FROM names")).fetchall()
+    assert [tuple(row) for row in found] == [("head", "b", True)]
+    store = JobStore(database)
+    assert store.owner_of("head", registered=True) == "b"
+    assert not store.claim("a", "head") and store.claim("a", "other")
     database.dispose()

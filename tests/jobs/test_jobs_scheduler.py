@@ -11,6 +11,7 @@ import pytest
 
 from bioseq.errors import RegistryError
 from serving.database.base import now
+from serving.database.keys import Keys
 from serving.jobs.executors import job_of, run_name
 from serving.jobs.finish import Finished
 from serving.jobs.lease import LeaseLost
@@ -509,3 +510,19 @@ def test_old_usage_is_folded_and_its_sum_kept(rig):
         assert session.query(Usage).count() == 2
     assert keys.used(info.id) == (51, 501) and keys.used(info.id, since_minute=minute) == (1, 1)
     assert keys.fold(now() - datetime.timedelta(days=90)) == 0
+
+
+def test_what_a_screen_computed_is_counted_to_its_key(rig):
+    r = rig()
+    info, _ = Keys(r.database).create("a", ("train",))
+    rows = [r.submit(info.id), r.submit("anonymous")]
+    for row in rows:
+        assert r.scheduler.tick()
+        run = r.run_of(row)
+        folder, _ = r.executor.folders[run]
+        folder.output.mkdir(parents=True)
+        (folder.output / "summary.json").write_text('{"tokens": 1234}')
+        r.executor.finish(run)
+        assert r.scheduler.tick() and r.scheduler.tick()
+        assert r.state(row) == "SUCCEEDED"
+    assert Keys(r.database).used(info.id) == (0, 1234)

@@ -316,3 +316,20 @@ async def test_the_services_database_is_not_in_the_environment_that_rays_workers
     monkeypatch.setenv("BIOSEQ_DATABASE", "sqlite:////tmp/secret.sqlite")
     with pytest.raises(Stop):
         running.run(settings(database=""))
+
+
+async def test_workers_of_a_joined_clusters_nodes_do_not_get_the_database(tmp_path):
+    """There the nodes themselves have it in their environment, so that it is blanked for each job."""
+    from serving.jobs.folder import JobFolder
+    from serving.jobs.ray_executor import RayExecutor
+
+    sent: dict[str, Any] = {}
+
+    class Client:
+        def submit_job(self, **given: Any) -> None:
+            sent.update(given)
+
+    executor = object.__new__(RayExecutor)
+    executor._client, executor._sent = Client(), {}
+    executor.start("bioseq-x-1", JobFolder(tmp_path, "x"), 1)
+    assert sent["runtime_env"] == {"env_vars": {"BIOSEQ_DATABASE": "", "BIOSEQ_API_KEY": ""}}

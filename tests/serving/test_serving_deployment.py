@@ -149,3 +149,38 @@ def test_keys_command(tmp_path, capsys):
     assert Keys(Database(url)).check(text) is None
     assert main(["keys", "--database", url, "revoke", "nope"]) == 1
     assert main(["keys", "--database", url, "create", "bob", "--scopes", "king"]) == 1
+
+
+def test_serves_inner_port_is_shut_or_the_replica_does_not_start(monkeypatch):
+    from ray.serve._private import replica
+
+    from bioseq.errors import ResourceError
+    from serving.cluster import deployment
+
+    for name in ("RAY_USE_TLS", "RAY_SERVE_USE_GRPC_BY_DEFAULT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(replica, "add_port_to_grpc_server", lambda server, address: 50123)
+    deployment.shut_inner_port()
+    assert replica.add_port_to_grpc_server(None, "[::]:0") == 0
+    monkeypatch.delattr(replica, "add_port_to_grpc_server")  # a Ray that calls it otherwise
+    with pytest.raises(ResourceError, match="does not know"):
+        deployment.shut_inner_port()
+    deployment.check_inner_port([("127.0.0.1", 8000), ("10.0.0.3", 10002)])
+    with pytest.raises(ResourceError, match="port 50123"):
+        deployment.check_inner_port([("127.0.0.1", 8000), ("::", 50123)])
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+    deployment.shut_inner_port()
+    deployment.check_inner_port([("::", 50123)])
+
+
+def test_every_deployment_looks_for_the_inner_port_in_its_health_check(monkeypatch):
+    import asyncio
+
+    from bioseq.errors import ResourceError
+    from serving.cluster import deployment
+
+    monkeypatch.delenv("RAY_USE_TLS", raising=False)
+    monkeypatch.setattr(deployment, "_listeners", lambda: [("::", 50123)])
+    for kind in (deployment.EngineReplica, deployment.SearchReplica, deployment.Ingress):
+        with pytest.raises(ResourceError, match="inner port"):
+            asyncio.run(kind.check_health(object.__new__(kind)))

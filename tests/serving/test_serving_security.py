@@ -210,3 +210,31 @@ def test_bytes_of_an_item_and_of_an_answer_are_bounded_and_told_before(serve):
                 assert (await http.post("/v1/estimate", json=small)).json()["fits_one_request"]
 
     asyncio.run(go())
+
+
+def test_every_route_is_counted_and_limited_but_the_one_that_tells_the_limits(serve, keys):
+    """Jobs, files, models and estimates too, before their bodies are read."""
+    info, text = keys.create("alice", ("admin",), requests_per_minute=5)
+    estimate = {"kind": "embed", "lengths": [20]}
+
+    async def go():
+        async with serve() as http:
+            http.app.service.authorizer._clock = lambda: 1000 * 60 + 30.0
+            ask = bearer(text)
+            statuses = [
+                (await http.get(p, headers=ask)).status_code for p in ("/v1/models", "/v1/jobs", "/v1/files")
+            ]
+            statuses.append((await http.post("/v1/estimate", json=estimate, headers=ask)).status_code)
+            statuses.append(
+                (await http.post("/v1/jobs", json={"kind": "screen", "spec": {}}, headers=ask)).status_code
+            )
+            assert statuses == [200, 200, 200, 200, 422]
+            for method, path in (("POST", "/v1/estimate"), ("GET", "/v1/models"), ("POST", "/v1/files?name=a.csv"),
+                                 ("DELETE", "/v1/jobs/" + "0" * 24), ("POST", "/v1/embed")):  # fmt: skip
+                r = await http.request(method, path, headers=ask)
+                assert code(r, 429) == "quota.exceeded" and r.headers["retry-after"] == "30", path
+            assert await exchange(http.app, [(b"authorization", b"Bearer " + text.encode())]) == (429, 0)
+            assert (await http.get("/v1/limits", headers=ask)).status_code == 200
+
+    asyncio.run(go())
+    assert keys.used(info.id) == (5, 0)
