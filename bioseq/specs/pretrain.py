@@ -85,9 +85,13 @@ class HomologsSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserSpec(Spec):
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101); matrices decay, biases and norms do not."""
+    """ "adamw" (Loshchilov & Hutter 2019, arXiv 1711.05101): matrices decay, biases and norms do not. "muon"
+    (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) for the matrices of the layers, AdamW for the
+    rest; `momentum` is Muon's."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
     lr: float = 4e-4
+    momentum: float = 0.95
     beta1: float = 0.9
     beta2: float = 0.98
     eps: float = 1e-8
@@ -97,7 +101,7 @@ class OptimiserSpec(Spec):
     def validate(self) -> None:
         for name in ("lr", "eps", "clip"):
             _above(self, name, 0.0, "optimiser.")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "momentum"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise SpecError(f"{getattr(self, name)} is not in [0, 1).", field=f"optimiser.{name}")
         if self.weight_decay < 0:
@@ -222,6 +226,12 @@ class PretrainSpec(Spec):
                 "runs sequence by sequence.",
                 field="compile",
                 hint="Set compile=false, or workers.gpus=true.",
+            )
+        if self.optimiser.kind == "muon" and self.workers.parallel == "fsdp":
+            raise SpecError(
+                "muon needs whole matrices, and fsdp shards them.",
+                field="optimiser.kind",
+                hint="Set optimiser.kind=adamw, or workers.parallel=ddp.",
             )
         if self.checkpoint_minutes < 0:
             raise SpecError(f"{self.checkpoint_minutes} is below 0.", field="checkpoint_minutes")

@@ -286,7 +286,7 @@ def test_work_made_ahead_comes_in_order_and_errors_where_they_belong():
 
     seen = []
     with pytest.raises(RuntimeError, match="five"):
-        for item in prefetch(make, 0, 9, depth=2):
+        for item in prefetch(make, 0, 9, workers=2):
             seen.append(item)
     assert seen == [0, 1, 2, 3, 4]
 

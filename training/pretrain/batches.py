@@ -6,8 +6,6 @@ global batch, so not on the rank.
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -149,40 +147,21 @@ class Batches:
         return torch.from_numpy(rows)
 
 
-def prefetch(make: Callable[[int], Step], first: int, end: int, *, depth: int) -> Iterator[Step]:
-    """`make(step)` for steps first to end - 1, up to `depth` of them prepared by a thread (0: no thread).
-    An error of `make` is raised where its step would have come."""
-    if depth == 0:
-        yield from map(make, range(first, end))
-        return
-    ready: queue.Queue[Step | BaseException] = queue.Queue(depth)
-    stop = threading.Event()
+class _Steps(torch.utils.data.Dataset[Step]):
+    def __init__(self, make: Callable[[int], Step]):
+        self.make = make
 
-    def put(item: Step | BaseException) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+    def __getitem__(self, step: int) -> Step:
+        return self.make(step)
 
-    def work() -> None:
-        try:
-            for step in range(first, end):
-                if not put(make(step)):
-                    return
-        except BaseException as error:
-            put(error)
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        for _ in range(first, end):
-            item = ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join()
+def prefetch(make: Callable[[int], Step], first: int, end: int, *, workers: int) -> Iterator[Step]:
+    """`make(step)` for steps first to end - 1, prepared ahead by `workers` processes (0: none). An error of
+    `make` is raised where its step would have come."""
+    if workers == 0:
+        return map(make, range(first, end))
+    return iter(
+        torch.utils.data.DataLoader(
+            _Steps(make), batch_size=None, sampler=range(first, end), num_workers=workers, prefetch_factor=2
+        )
+    )

@@ -7,13 +7,16 @@ worker and several do the same up to rounding, and gradient accumulation changes
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from bioseq.backbones.packed.encoder import PackedEncoder
 from bioseq.errors import BioseqError
@@ -111,24 +114,26 @@ def train(
         }
 
     def evaluate(done: int, proteins: int, passes: int) -> dict[str, Any]:
-        return {
-            name: perplexity(
-                encoder,
-                members,
-                seed=spec.eval.seed,
-                proteins=proteins,
-                passes=passes,
-                alphabet=batches.alphabet,
-                budget=min(spec.micro_tokens, 16384),
-                precision=spec.precision,
-                team=team,
-                evidence=corpus.evidence.of_set(name)
-                if corpus.evidence and spec.model.reads_homologs
-                else None,
-            )
-            for name, members in sets.items()
-            if members
-        }
+        # Compiled layers would be compiled again for this; as they are they take seconds.
+        with torch.compiler.set_stance("force_eager") if spec.compile else contextlib.nullcontext():
+            return {
+                name: perplexity(
+                    encoder,
+                    members,
+                    seed=spec.eval.seed,
+                    proteins=proteins,
+                    passes=passes,
+                    alphabet=batches.alphabet,
+                    budget=min(spec.micro_tokens, 16384),
+                    precision=spec.precision,
+                    team=team,
+                    evidence=corpus.evidence.of_set(name)
+                    if corpus.evidence and spec.model.reads_homologs
+                    else None,
+                )
+                for name, members in sets.items()
+                if members
+            }
 
     window = _Window()
     saved_at, last_saved = time.monotonic(), first
@@ -137,16 +142,17 @@ def train(
         lambda s: batches.step(s, team.rank, team.world),
         first,
         end,
-        depth=2 if team.device.type == "cuda" else 0,
+        workers=min(4, len(os.sched_getaffinity(0)) - 1) if team.device.type == "cuda" else 0,
     )
     for part in source:
         step = part.step
         began = time.monotonic()
         count = team.sum(float(sum(len(m.targets) for m in part.micros)))[0]
-        own = 0.0
-        for i, micro in enumerate(part.micros):
-            own += trainee.backward(micro, 1.0 / max(count, 1.0), last=i == len(part.micros) - 1)
-        loss = team.sum(own)[0] / max(count, 1.0)
+        sums = [
+            trainee.backward(micro, 1.0 / max(count, 1.0), last=i == len(part.micros) - 1)
+            for i, micro in enumerate(part.micros)
+        ]
+        loss = team.sum(sum(map(float, sums)))[0] / max(count, 1.0)
         lr = spec.optimiser.lr * factor(step, spec.steps, spec.schedule)
         norm = trainee.step(lr) if math.isfinite(loss) else math.nan
         if not (math.isfinite(loss) and math.isfinite(norm)):

@@ -61,7 +61,7 @@ class Trainee:
         elif team.world > 1:
             ids = [team.device.index] if team.device.type == "cuda" else None
             self.model = nn.parallel.DistributedDataParallel(self.model, device_ids=ids)
-        self.optimizer = adamw(self.encoder, spec.optimiser)
+        self.optimizers = optimisers(self.encoder, spec.optimiser)
 
     def _shard(self) -> None:
         from torch.distributed.fsdp import fully_shard
@@ -79,9 +79,9 @@ class Trainee:
                 micro.tokens, micro.cu_seqlens, micro.max_seqlen, micro.places, micro.targets, micro.evidence
             )
 
-    def backward(self, micro: Micro, scale: float, *, last: bool) -> float:
+    def backward(self, micro: Micro, scale: float, *, last: bool) -> Tensor:
         """Add the gradient of `scale` times the loss; reduced over the workers at the `last` micro-batch.
-        Returns this worker's loss sum."""
+        Returns this worker's loss sum, still on the device: reading it would wait for the device."""
         with contextlib.ExitStack() as stack:
             if not last and isinstance(self.model, nn.parallel.DistributedDataParallel):
                 stack.enter_context(self.model.no_sync())
@@ -90,11 +90,11 @@ class Trainee:
             loss = self.loss(micro)
             # DDP and FSDP2 average over workers; the loss is a sum divided by a global count.
             (loss * (scale * self.team.world)).backward()
-        return float(loss.detach())
+        return loss.detach()
 
     def step(self, lr: float) -> float:
         """Clip, update, clear. Returns the gradient's norm before clipping."""
-        for group in self.optimizer.param_groups:
+        for group in (g for o in self.optimizers for g in o.param_groups):
             group["lr"] = lr
         norm = torch.nn.utils.get_total_norm(
             [p.grad for p in self.encoder.parameters() if p.grad is not None]
@@ -105,8 +105,10 @@ class Trainee:
                 torch.nn.utils.clip_grads_with_norm_(
                     self.encoder.parameters(), self.spec.optimiser.clip, norm
                 )
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            for optimizer in self.optimizers:
+                optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         return value
 
     def model_tensors(self) -> dict[str, Tensor]:
@@ -114,11 +116,13 @@ class Trainee:
         return {name: _whole(p.detach()).cpu().clone() for name, p in self.names.items()}
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        out = {}
-        for name, p in self.names.items():
-            for key, value in self.optimizer.state[p].items():
-                out[f"{name}|{key}"] = _whole(value).detach().cpu().clone()
-        return out
+        names = {p: name for name, p in self.names.items()}
+        return {
+            f"{names[p]}|{key}": _whole(value).detach().cpu().clone()
+            for optimizer in self.optimizers
+            for p, state in optimizer.state.items()
+            for key, value in state.items()
+        }
 
     def load(self, model: dict[str, Tensor], optimizer: dict[str, Tensor] | None = None) -> None:
         """Set weights, and the optimiser's state. Raises `CheckpointError` naming the tensor."""
@@ -139,20 +143,44 @@ class Trainee:
                 p.copy_(_like(model[name], p))
         if optimizer is None:
             return
-        for name, p in self.names.items():
-            state: dict[str, Any] = {}
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                value = optimizer.get(f"{name}|{key}")
-                if value is None:
-                    raise CheckpointError(f"tensor {name}|{key} is missing in the checkpoint's optimiser.")
-                state[key] = value.to(p.device) if key == "step" else _like(value, p).clone()
-            self.optimizer.state[p] = state
+        names = {p: name for name, p in self.names.items()}
+        for owner in self.optimizers:
+            for p in (p for group in owner.param_groups for p in group["params"]):
+                state: dict[str, Any] = {}
+                for key in _STATE[type(owner)]:
+                    value = optimizer.get(f"{names[p]}|{key}")
+                    if value is None:
+                        raise CheckpointError(
+                            f"tensor {names[p]}|{key} is missing in the checkpoint's optimiser."
+                        )
+                    state[key] = value.to(p.device) if key == "step" else _like(value, p).clone()
+                owner.state[p] = state
 
 
-def adamw(encoder: PackedEncoder, how: OptimiserSpec) -> torch.optim.AdamW:
+_STATE = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), torch.optim.Muon: ("momentum_buffer",)}
+
+
+def optimisers(encoder: PackedEncoder, how: OptimiserSpec) -> list[torch.optim.Optimizer]:
+    """AdamW for all parameters; or Muon for the matrices of the layers and AdamW for the rest (embedding, LM
+    head, vectors). Muon's update has the root mean square of AdamW's, so that one learning rate serves both
+    (Liu et al. 2025, arXiv 2502.16982)."""
+    if how.kind == "adamw":
+        return [adamw(list(encoder.parameters()), how)]
+    inner = {id(m.weight) for m in encoder.layers.modules() if isinstance(m, nn.Linear)}
+    muon = torch.optim.Muon(
+        [p for p in encoder.parameters() if id(p) in inner],
+        lr=how.lr,
+        weight_decay=how.weight_decay,
+        momentum=how.momentum,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return [muon, adamw([p for p in encoder.parameters() if id(p) not in inner], how)]
+
+
+def adamw(parameters: list[nn.Parameter], how: OptimiserSpec) -> torch.optim.AdamW:
     """Fused AdamW; matrices decay, vectors (biases, layer norms) do not."""
-    matrices = [p for p in encoder.parameters() if p.ndim > 1]
-    vectors = [p for p in encoder.parameters() if p.ndim <= 1]
+    matrices = [p for p in parameters if p.ndim > 1]
+    vectors = [p for p in parameters if p.ndim <= 1]
     return torch.optim.AdamW(
         [
             {"params": matrices, "weight_decay": how.weight_decay},

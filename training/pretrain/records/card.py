@@ -16,6 +16,8 @@ from training.pretrain.records.checkpoint import Checkpoint
 from training.pretrain.records.ngram import baselines
 from training.pretrain.records.run_folder import read_metrics
 
+_OPTIMISERS = {"adamw": "AdamW", "muon": "Muon for the matrices of the layers, AdamW for the rest"}
+
 
 def evidence_of(
     spec: PretrainSpec, corpus: Corpus, found: Checkpoint, perplexities: dict[str, Any], folder: Path
@@ -83,7 +85,7 @@ def write_card(evidence: dict[str, Any]) -> str:
         f"{'cluster' if spec['sampling'] == 'cluster' else 'protein'}",
         f"- masking: {spec['masking']['rate']:.0%} of residues; of these {spec['masking']['mask']:.0%} masked, "
         f"{spec['masking']['random']:.0%} replaced at random, the rest kept",
-        f"- AdamW, peak learning rate {spec['optimiser']['lr']:g}, schedule {spec['schedule']['kind']} with "
+        f"- {_OPTIMISERS[spec['optimiser'].get('kind', 'adamw')]}, peak learning rate {spec['optimiser']['lr']:g}, schedule {spec['schedule']['kind']} with "
         f"{spec['schedule']['warmup']} steps of warm-up and {spec['schedule']['decay']} of decay",
         f"- seed {spec['seed']}; initialisation {spec['model']['init']}",
         *([f"- continued from {spec['init']}"] if spec.get("init") else []),
