@@ -7,7 +7,7 @@ global batch, so not on the rank.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,14 +42,18 @@ class Micro:
     def to(self, device: torch.device) -> Micro:
         if device.type == "cpu":
             return self
-        moved = [
-            t.pin_memory().to(device, non_blocking=True)
-            for t in (self.tokens, self.cu_seqlens, self.places, self.targets)
-        ]
-        evidence = self.evidence
-        if evidence is not None:
-            evidence = evidence.pin_memory().to(device, non_blocking=True)
-        return Micro(moved[0], moved[1], self.max_seqlen, moved[2], moved[3], evidence)
+        return self._map(lambda t: t.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Micro:
+        """In memory that a GPU reads without waiting for the processor."""
+        return self._map(torch.Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Micro:
+        tokens, cu_seqlens, places, targets = map(
+            change, (self.tokens, self.cu_seqlens, self.places, self.targets)
+        )
+        evidence = None if self.evidence is None else change(self.evidence)
+        return Micro(tokens, cu_seqlens, self.max_seqlen, places, targets, evidence)
 
 
 @dataclass
@@ -61,6 +65,9 @@ class Step:
     records: np.ndarray
     tokens: int
     mean_length: float
+
+    def pin_memory(self) -> Step:
+        return replace(self, micros=[m.pin_memory() for m in self.micros])
 
 
 class Batches:
@@ -162,6 +169,11 @@ def prefetch(make: Callable[[int], Step], first: int, end: int, *, workers: int)
         return map(make, range(first, end))
     return iter(
         torch.utils.data.DataLoader(
-            _Steps(make), batch_size=None, sampler=range(first, end), num_workers=workers, prefetch_factor=2
+            _Steps(make),
+            batch_size=None,
+            sampler=range(first, end),
+            num_workers=workers,
+            prefetch_factor=2,
+            pin_memory=torch.cuda.is_available(),
         )
     )

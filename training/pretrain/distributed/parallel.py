@@ -20,6 +20,7 @@ from bioseq.errors import CheckpointError
 from bioseq.specs.pretrain import OptimiserSpec, PretrainSpec
 from training.pretrain.batches import Micro
 from training.pretrain.distributed.team import Team
+from training.pretrain.muon import Muon
 
 
 class MaskedLM(nn.Module):
@@ -157,24 +158,20 @@ class Trainee:
                 owner.state[p] = state
 
 
-_STATE = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), torch.optim.Muon: ("momentum_buffer",)}
+_STATE = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), Muon: ("momentum_buffer",)}
 
 
 def optimisers(encoder: PackedEncoder, how: OptimiserSpec) -> list[torch.optim.Optimizer]:
     """AdamW for all parameters; or Muon for the matrices of the layers and AdamW for the rest (embedding, LM
-    head, vectors). Muon's update has the root mean square of AdamW's, so that one learning rate serves both
-    (Liu et al. 2025, arXiv 2502.16982)."""
+    head, vectors), with one learning rate."""
     if how.kind == "adamw":
         return [adamw(list(encoder.parameters()), how)]
-    inner = {id(m.weight) for m in encoder.layers.modules() if isinstance(m, nn.Linear)}
-    muon = torch.optim.Muon(
-        [p for p in encoder.parameters() if id(p) in inner],
-        lr=how.lr,
-        weight_decay=how.weight_decay,
-        momentum=how.momentum,
-        adjust_lr_fn="match_rms_adamw",
-    )
-    return [muon, adamw([p for p in encoder.parameters() if id(p) not in inner], how)]
+    inner = [m.weight for m in encoder.layers.modules() if isinstance(m, nn.Linear)]
+    taken = set(map(id, inner))
+    return [
+        Muon(inner, lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay),
+        adamw([p for p in encoder.parameters() if id(p) not in taken], how),
+    ]
 
 
 def adamw(parameters: list[nn.Parameter], how: OptimiserSpec) -> torch.optim.AdamW:
