@@ -111,6 +111,7 @@ def train(
             "corpus": corpus.hash,
             "architecture": encoder.config.to_dict(),
             "hardware": team.hardware,
+            "torch": torch.__version__,
         }
 
     def evaluate(done: int, proteins: int, passes: int) -> dict[str, Any]:

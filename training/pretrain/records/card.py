@@ -30,7 +30,7 @@ def evidence_of(
         "tokens": int(found.state["tokens"]),
         "training_seconds": round(sum(r["seconds"] for r in rows), 1),
         "hardware": found.state.get("hardware", "unrecorded hardware"),
-        "software": {"torch": torch.__version__, "bioseq": __version__},
+        "software": {"torch": found.state.get("torch", torch.__version__), "bioseq": __version__},
         "architecture": found.state["architecture"],
         "parameters": sum(t.numel() for t in found.model().values()),
         "spec": spec.to_dict(),
