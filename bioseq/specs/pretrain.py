@@ -24,6 +24,7 @@ PINNED = (
     "tokens_per_step",
     "crop",
     "precision",
+    "frozen",
 )
 
 
@@ -171,7 +172,8 @@ class PretrainSpec(Spec):
     """A whole run. `tokens_per_step` is global (all workers, all micro-batches); `micro_tokens` is what one
     worker holds at once, so it bounds memory and accumulates gradients. `precision` "bfloat16" is autocast
     with float32 weights. `log_every`, `checkpoint_every` in steps; `checkpoint_minutes` adds a clock (0: off);
-    `keep` checkpoints are kept beside the best one. `about` is what the card says of the data."""
+    `keep` checkpoints are kept beside the best one. `about` is what the card says of the data. `frozen`: of the
+    backbone `init` nothing is trained but what lets it read homologs, so that without homologs it stays what it was."""
 
     name: str
     model: ArchitectureSpec
@@ -205,6 +207,7 @@ class PretrainSpec(Spec):
     address: str | None = None
     storage: str | None = None
     init: str | None = None
+    frozen: bool = False
     register: str | None = None
     resume: bool = False
 
@@ -226,6 +229,12 @@ class PretrainSpec(Spec):
                 "runs sequence by sequence.",
                 field="compile",
                 hint="Set compile=false, or workers.gpus=true.",
+            )
+        if self.frozen and not (self.init and self.model.reads_homologs and not self.model.convolution):
+            raise SpecError(
+                "frozen needs a backbone to begin with (init) that learns to read homologs "
+                "(model.reads_homologs=true) without a convolution (model.convolution=0).",
+                field="frozen",
             )
         if self.optimiser.kind == "muon" and self.workers.parallel == "fsdp":
             raise SpecError(

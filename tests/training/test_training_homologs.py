@@ -273,6 +273,24 @@ def test_begun_with_a_plain_model_it_equals_it_without_homologs(reading, tmp_pat
     assert after["loss"] < before["loss"]
 
 
+def test_a_frozen_backbone_learns_to_read_and_stays_what_it_was_without_homologs(
+    reading, tmp_path: Path
+) -> None:
+    plain = reading(output=str(tmp_path / "plain"), model__reads_homologs=False, model__convolution=0)
+    before = run(plain, progress=False)["last"]["held"]
+    spec = reading(
+        init=str(tmp_path / "plain/last"), frozen=True, model__convolution=0, steps=40, optimiser__lr=0.01
+    )
+    after = run(spec, progress=False)["last"]["held"]
+    assert after["without_homologs"]["loss"] == before["loss"]
+    assert after["loss"] < before["loss"] - 0.1
+    ours = checkpoints.last(tmp_path / "run/checkpoints").model()
+    theirs = checkpoints.last(tmp_path / "plain/checkpoints").model()
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    with pytest.raises(SpecError, match="frozen needs a backbone to begin with"):
+        reading(frozen=True, model__convolution=0)
+
+
 def test_what_is_refused(reading, sources: Path, corpus_path: Path, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="prepared without homologs"):
         run(reading(corpus=str(corpus_path)), progress=False)

@@ -49,7 +49,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__([{"params": each} for each in shapes.values()], defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         for group in self.param_groups:
             params, momentum, lr = group["params"], group["momentum"], group["lr"]
             gradient = torch.stack([p.grad for p in params])
@@ -66,7 +66,7 @@ class Muon(torch.optim.Optimizer):
         if first is not None and first._base is not None and first._base.shape == like.shape:
             return first._base
         held = [self.state[p].get("momentum_buffer") for p in params]
-        stack = torch.zeros_like(like) if first is None else torch.stack(held)  # type: ignore[arg-type]
+        stack = torch.zeros_like(like) if first is None else torch.stack(held)
         for i, p in enumerate(params):
             self.state[p]["momentum_buffer"] = stack[i]
         return stack

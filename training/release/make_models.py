@@ -23,9 +23,8 @@ from bioseq.specs.pretrain import PretrainSpec
 from training.corpus.prepare import Prepare, prepare
 from training.pretrain.recipes import recipe
 
-# The same shape for eight minutes of one H200 or H100: fewer and wider heads, large batches, whole proteins, Muon.
+# The same shape for eight minutes of one H200 or H100: large batches, whole proteins, Muon.
 GPU: dict[str, object] = {
-    "model.n_heads": 5,
     "steps": 10_835,
     "tokens_per_step": 131_072,
     "micro_tokens": 131_072,

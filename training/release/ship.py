@@ -67,7 +67,11 @@ def ship(source: Path, out: Path, checks: Path, *, half: bool = False, force: bo
             for c in found.values()
         ),
         "",
-        *(["The weights are stored in bfloat16, which moves these figures by less than 0.1 %.", ""] if half else []),
+        *(
+            ["The weights are stored in bfloat16, which moves these figures by less than 0.1 %.", ""]
+            if half
+            else []
+        ),
     ]
     m = bundle.manifest
     return save_backbone(

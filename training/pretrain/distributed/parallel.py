@@ -51,6 +51,9 @@ class Trainee:
     def __init__(self, encoder: PackedEncoder, spec: PretrainSpec, team: Team):
         self.encoder, self.spec, self.team = encoder.to(team.device).train(), spec, team
         encoder.checkpointing = spec.activation_checkpointing
+        if spec.frozen:
+            for name, p in encoder.named_parameters():
+                p.requires_grad_(name.startswith(("evidence.", "gate.")))
         self.half = spec.precision == "bfloat16"
         self.names = dict(encoder.named_parameters())
         if spec.compile:
@@ -117,7 +120,7 @@ class Trainee:
         return {name: _whole(p.detach()).cpu().clone() for name, p in self.names.items()}
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        names = {p: name for name, p in self.names.items()}
+        names: dict[Tensor, str] = {p: name for name, p in self.names.items()}
         return {
             f"{names[p]}|{key}": _whole(value).detach().cpu().clone()
             for optimizer in self.optimizers
@@ -164,13 +167,14 @@ _STATE = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), Muon: ("momentum
 def optimisers(encoder: PackedEncoder, how: OptimiserSpec) -> list[torch.optim.Optimizer]:
     """AdamW for all parameters; or Muon for the matrices of the layers and AdamW for the rest (embedding, LM
     head, vectors), with one learning rate."""
+    trained = [p for p in encoder.parameters() if p.requires_grad]
     if how.kind == "adamw":
-        return [adamw(list(encoder.parameters()), how)]
-    inner = [m.weight for m in encoder.layers.modules() if isinstance(m, nn.Linear)]
-    taken = set(map(id, inner))
+        return [adamw(trained, how)]
+    linear = {id(m.weight) for m in encoder.layers.modules() if isinstance(m, nn.Linear)}
+    inner = [p for p in trained if id(p) in linear]
     return [
         Muon(inner, lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay),
-        adamw([p for p in encoder.parameters() if id(p) not in taken], how),
+        adamw([p for p in trained if id(p) not in linear], how),
     ]
 
 
