@@ -45,15 +45,19 @@ def avgfp(data: Path) -> tuple[str, Any]:
 
 
 def universe(args: argparse.Namespace, model: Any) -> SimpleNamespace:
-    """What all draws share, computed once: labels, embeddings, and the backbone's score mixed with homologs."""
+    """What all draws share, computed once: labels, embeddings, and the backbone's score mixed with homologs. The rules
+    were settled on draws from `--part settling`; figures come from `reporting`, which shares no variant with it."""
     from bioseq.heads.features import Context, compute
     from training.finetune.embeddings import embed_cached
     from training.tables.variants import differences
 
     wild, labels = avgfp(Path(args.data))
     order = differences(labels.sequences, wild).sum(1)
-    drawn = np.random.default_rng(0).choice(len(labels), UNIVERSE, replace=False)
-    singles = np.setdiff1d(np.flatnonzero(order == 1), drawn)
+    settling = drawn = np.random.default_rng(0).choice(len(labels), UNIVERSE, replace=False)
+    if args.part == "reporting":
+        others = np.setdiff1d(np.arange(len(labels)), settling)
+        drawn = np.random.default_rng(1).choice(others, UNIVERSE, replace=False)
+    singles = np.setdiff1d(np.flatnonzero(order == 1), np.concatenate([settling, drawn]))
     some = labels.take(np.concatenate([drawn, singles]))
     odds = np.asarray(model.scan(wild, strategy="masked-marginals", homologs="auto"), np.float32)
     found, _ = embed_cached(model, some.sequences, cache=args.cache, label="embedding the variants")
@@ -139,7 +143,12 @@ def few(args: argparse.Namespace, model: Any) -> dict[str, Any]:
     from training.finetune.models.frozen import fit_frozen
 
     u = universe(args, model)
-    out: dict[str, Any] = {"backbone": model.weights_hash, "universe": len(u.labels), "tests": {}}
+    out: dict[str, Any] = {
+        "backbone": model.weights_hash,
+        "part": args.part,
+        "universe": len(u.labels),
+        "tests": {},
+    }
     for name in ("unseen positions", "random"):
         for size in SIZES:
             scores: dict[str, list[float]] = {}

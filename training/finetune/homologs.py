@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from bioseq.errors import OutputError
 from bioseq.heads.features import clean
+from bioseq.heads.homology import SEARCH as ROWS_SEARCH
 from bioseq.heads.homology import TrainingRows, find_links, transfer
 from bioseq.heads.profiles import SEARCH, find_profiles, pooled_profile
 from bioseq.heads.relatives import Links
@@ -56,8 +59,9 @@ def _cached(
         with np.load(file, allow_pickle=False) as kept:
             return dict(kept)
     made: dict[str, Any] = make()
-    with atomic_file(file, force=True) as temporary, open(temporary, "wb") as handle:
-        (np.savez_compressed if compress else np.savez)(handle, **made)
+    with contextlib.suppress(OutputError):  # a cache is a convenience
+        with atomic_file(file, force=True) as temporary, open(temporary, "wb") as handle:
+            (np.savez_compressed if compress else np.savez)(handle, **made)
     return made
 
 
@@ -91,7 +95,7 @@ def links_cached(
         with Progress(len(sequences), label, unit="sequences") as bar:
             return _columns(find_links(sequences, rows.reference, threads=threads, progress=bar))
 
-    depends = rows.reference.hash.encode()
+    depends = f"{rows.reference.hash} {ROWS_SEARCH.hash}".encode()
     return _links(len(sequences), _cached("links", depends, sequences, cache, make, compress=True))
 
 
@@ -153,6 +157,9 @@ def residue_blocks_cached(
             blocks += [b.astype(np.float16) for b in found]
         return {"blocks": np.concatenate(blocks), **_columns(Links.joined(parts))}
 
-    depends = rows.reference.hash.encode() + np.concatenate(rows.states).astype(np.int8).tobytes()
+    depends = (
+        f"{rows.reference.hash} {ROWS_SEARCH.hash}".encode()
+        + np.concatenate(rows.states).astype(np.int8).tobytes()
+    )
     kept = _cached("blocks", depends, sequences, cache, make)
     return _links(len(sequences), kept), np.split(kept["blocks"].astype(np.float32), _ends(sequences))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from sklearn.model_selection import GroupShuffleSplit
 
 from bioseq.errors import TableError
 from bioseq.homologs.clusters import cluster, leakage
@@ -44,12 +45,24 @@ class Split:
     def places(self, part: int) -> np.ndarray:
         return np.flatnonzero(self.part == part)
 
-    def folds(self, rows: np.ndarray, *, seed: int = 0) -> tuple[Folds, str]:
-        """(folds over `rows`, as places in `rows`; by what they are grouped): by what the split itself groups by. A
-        file's own split of variants is looked at for it."""
-        kind = self.how["kind"]
+    @property
+    def kind(self) -> str:
+        """What the split keeps apart; a file's own split of variants is looked at for it."""
+        kind: str = self.how["kind"]
         if kind == "column" and self.variants is not None:
             kind = kept_apart(self.variants, self.part) or kind
+        return kind
+
+    def resampled(self, rows: np.ndarray) -> np.ndarray:
+        """Which of `rows` are resampled together: `groups`, or of variants that mutate the same positions, where the
+        split keeps positions or numbers of mutations apart."""
+        if self.variants is not None and self.kind in ("position", "mutations"):
+            return self.variants.site_sets[rows]
+        return self.groups[rows]
+
+    def folds(self, rows: np.ndarray, *, seed: int = 0) -> tuple[Folds, str]:
+        """(folds over `rows`, as places in `rows`; by what they are grouped): by what the split itself groups by."""
+        kind = self.kind
         if kind == "position" and self.variants is not None:
             contiguous = self.how.get("mode") == "contiguous"
             found = position_folds(self.variants.differs[rows], FOLDS, contiguous=contiguous)
@@ -62,8 +75,7 @@ class Split:
             if len(folds) >= 2:
                 return folds, "number of mutations"
         if kind in ("position", "mutations") and self.variants is not None:
-            sets = np.unique(self.variants.differs[rows], axis=0, return_inverse=True)[1].ravel()
-            return grouped_folds(sets, FOLDS, seed), "set of mutated positions"
+            return grouped_folds(self.variants.site_sets[rows], FOLDS, seed), "set of mutated positions"
         return grouped_folds(self.groups[rows], FOLDS, seed), self.how.get("groups", "row")
 
     def families_in(self, rows: np.ndarray) -> int:
@@ -131,7 +143,7 @@ def _split(
         if labels.part is None:
             raise TableError("the file has no `set` column.", hint="Choose another split.")
         groups, how["groups"] = _groups(labels, variants, settings.identity, measure)
-        part = _by_column(labels, groups, settings, rng, how)
+        part = _by_column(labels, variants, groups, settings, rng, how)
         if variants is not None:
             how["kept_apart"] = {"mutations": "numbers of mutations", "position": "mutated positions"}.get(
                 kept_apart(variants, part) or "", "nothing but rows"
@@ -150,7 +162,7 @@ def _split(
                 hint="Give the wild type with --wild-type.",
             )
         if kind == "mutations":
-            part = _by_mutations(variants.order, settings, rng, how)
+            part = _by_mutations(variants, settings, rng, how)
         else:
             part = _by_position(variants, settings, how)
             groups = np.where(variants.differs.any(1), variants.differs.argmax(1), -1)
@@ -203,7 +215,12 @@ def _groups(
 
 
 def _by_column(
-    labels: Labels, groups: np.ndarray, settings: SplitSettings, rng: np.random.Generator, how: dict[str, Any]
+    labels: Labels,
+    variants: Variants | None,
+    groups: np.ndarray,
+    settings: SplitSettings,
+    rng: np.random.Generator,
+    how: dict[str, Any],
 ) -> np.ndarray:
     assert labels.part is not None
     part = labels.part.copy()
@@ -212,16 +229,32 @@ def _by_column(
         how["held_out"] = "the file's validation rows (it has no test rows)"
     if not (part == VALID).any() and (part == TRAIN).any():
         rows = np.flatnonzero(part == TRAIN)
-        dealt = deal(groups[rows], settings.valid, 1e-9, rng, strata(labels.take(rows)))
-        part[rows] = np.where(dealt == VALID, VALID, TRAIN)
-        how["validation"] = f"{settings.valid:g} of the training rows, by {how['groups']}"
+        if variants is not None and kept_apart(variants, part):
+            chosen, way = _validation(variants, rows, settings.valid, rng)
+        else:
+            dealt = deal(groups[rows], settings.valid, 1e-9, rng, strata(labels.take(rows)))
+            chosen, way = rows[dealt == VALID], how["groups"]
+        part[chosen] = VALID
+        how["validation"] = f"{settings.valid:g} of the training rows, by {way}"
     return part
 
 
+def _validation(
+    variants: Variants, rows: np.ndarray, share: float, rng: np.random.Generator
+) -> tuple[np.ndarray, str]:
+    """About `share` of `rows` to choose on, and by what they were drawn: whole sets of mutated positions, so that they
+    are no near copies of training rows, or rows where there are few sets."""
+    sets = variants.site_sets[rows]
+    if len(np.unique(sets)) < FEW_FAMILIES:
+        return rng.permutation(rows)[: round(share * len(rows))], "row"
+    draw = GroupShuffleSplit(1, test_size=share, random_state=int(rng.integers(2**31)))
+    return rows[next(draw.split(rows, groups=sets))[1]], "set of mutated positions"
+
+
 def _by_mutations(
-    order: np.ndarray, settings: SplitSettings, rng: np.random.Generator, how: dict[str, Any]
+    variants: Variants, settings: SplitSettings, rng: np.random.Generator, how: dict[str, Any]
 ) -> np.ndarray:
-    limit = settings.train_mutations
+    order, limit = variants.order, settings.train_mutations
     if limit is None:
         n = len(order)
 
@@ -236,7 +269,9 @@ def _by_mutations(
     how["train_mutations"] = limit
     part = np.where(order <= limit, TRAIN, TEST)
     near = np.flatnonzero(part == TRAIN)
-    part[rng.permutation(near)[: round(settings.valid * len(near))]] = VALID
+    chosen, way = _validation(variants, near, settings.valid, rng)
+    part[chosen] = VALID
+    how["validation"] = f"{settings.valid:g} of the rows of at most {limit} mutations, by {way}"
     return part
 
 
@@ -277,6 +312,10 @@ def _enough(labels: Labels, part: np.ndarray) -> None:
             if labels.task != "per_residue" and np.isnan(labels.y[part == p, j]).all():
                 raise TableError(f"column {name!r} has no label in the {where} part.")
     train = part == TRAIN
+    if not labels.weights[train].any():
+        raise TableError(
+            "every training row has a weight of 0: nothing can be learnt.", hint="Give weights above 0."
+        )
     if labels.task in ("binary", "multiclass"):
         seen = labels.y[train, 0]
         if len(np.unique(seen[~np.isnan(seen)])) < 2:

@@ -38,6 +38,11 @@ class Variants:
         """Zero-based positions that vary."""
         return np.flatnonzero(self.differs.any(0)).tolist()
 
+    @cached_property
+    def site_sets(self) -> np.ndarray:
+        """Number of each row's set of mutated positions, int [N]: rows that mutate the same positions share it."""
+        return np.unique(self.differs, axis=0, return_inverse=True)[1].ravel()
+
     @property
     def singles_only(self) -> bool:
         """At least 95 % of the rows have at most one substitution."""
@@ -62,24 +67,27 @@ def consensus(sequences: Sequence[str]) -> str | None:
 
 
 def find_variants(labels: Labels) -> Variants | None:
-    """The table as variants of one protein, or None. Raises `TableError` if a wild type was given that does not fit."""
+    """The table as variants of one protein, or None. The consensus is that of the rows outside the file's test part,
+    so that no test row has a say in it. Raises `TableError` if a wild type was given that does not fit."""
     if labels.task == "per_residue":
         return None
     if labels.wild_type:
         differs = differences(labels.sequences, labels.wild_type)
         return Variants(labels.wild_type, differs, "taken as variants of the given wild type")
-    common = consensus(labels.sequences)
-    if common is None:
+    told = np.ones(len(labels), bool) if labels.part is None else labels.part != TEST
+    if len({len(s) for s in labels.sequences}) != 1 or not told.any():
         return None
+    common = consensus([s for s, own in zip(labels.sequences, told) if own])
+    assert common is not None
     differs = differences(labels.sequences, common)
     limit = max(2, int(NEAR * len(common)))
-    share = float((differs.sum(1) <= limit).mean())
+    share = float((differs[told].sum(1) <= limit).mean())
     if share < MOST:
         return None
     return Variants(
         common,
         differs,
-        f"taken as variants of one protein: {share:.0%} of the rows differ from the consensus, which stands in for "
+        f"taken as variants of one protein: {share:.0%} of the rows differ from the consensus{'' if told.all() else ' of those outside the test part'}, which stands in for "
         f"the wild type, in at most {limit} of {len(common)} positions",
     )
 
@@ -90,7 +98,8 @@ def kept_apart(variants: Variants, part: np.ndarray) -> str | None:
     test, seen = part == TEST, (part != TEST) & (part >= 0)
     if not test.any() or not seen.any():
         return None
-    if (variants.order[test] <= variants.order[seen].max()).mean() < APART:
+    # 95 % of the others, so that one row of many mutations does not hide what the rest say
+    if (variants.order[test] <= np.quantile(variants.order[seen], 0.95)).mean() < APART:
         return "mutations"
     shared = variants.differs[test][:, variants.differs[seen].any(0)].any(1)
     return "position" if shared.mean() < APART else None

@@ -164,7 +164,8 @@ def _clearly_better(
     def gain(r: np.ndarray) -> float:
         return main_score(task, y[r], a[r]) - main_score(task, y[r], b[r])
 
-    return paired_bootstrap(np.arange(len(y)), gain, level=1 - error, seed=seed)[1] > 0
+    groups = np.arange(len(y)) if rows.groups is None else rows.groups[rows.out_of_fold]
+    return paired_bootstrap(groups, gain, level=1 - error, seed=seed)[1] > 0
 
 
 def fit_again(

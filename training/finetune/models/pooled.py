@@ -15,7 +15,7 @@ from bioseq.heads.homology import TrainingRows
 from bioseq.heads.relatives import Links
 from bioseq.homologs.mmseqs import find_mmseqs
 from bioseq.inference.predictor import Predictor
-from bioseq.specs.finetune import FinetuneSpec
+from bioseq.specs.finetune import PROFILE, FinetuneSpec
 from training.finetune import homologs
 from training.finetune.embeddings import embed_cached
 from training.finetune.fit import Fit, head_settings, n_outputs, say, site_context
@@ -97,6 +97,12 @@ def prepare(
             field="features",
             hint="Leave them out.",
         )
+    if variants is not None and PROFILE in (spec.features or ()):
+        raise SpecError(
+            "profile tells proteins apart, and these are variants of one protein, whose homologs are the same.",
+            field="features",
+            hint="Leave it out: masked_marginal holds what the homologs say of a substitution.",
+        )
     most: dict[str, int | None] = dict.fromkeys(parts, None) | {"train": spec.max_embedded}
     if variants is not None and spec.max_embedded is not None:
         most |= {"valid": 1000, "test": 1000}
@@ -120,6 +126,7 @@ def prepare(
         found,
         refit,
         context,
+        groups=split.resampled(both),
     )
     held = Held(features["test"], [clean(s) for s in test.sequences])
     trained = labels if refit else train

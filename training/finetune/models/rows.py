@@ -19,7 +19,8 @@ Transfer = Callable[[np.ndarray], np.ndarray]
 class Rows:
     """What a fit needs: pooled embeddings [N, D], cleaned sequences, y [N, T], weights [N]; `folds` to choose by;
     `refit` says that the chosen model is fitted on all rows, else it is the first fold's. `homology` gives the
-    block of the sequences' homologs, `profile` [N, W] is their profile block."""
+    block of the sequences' homologs, `profile` [N, W] is their profile block; `groups`
+    [N] tells which rows are resampled together (None: each alone)."""
 
     embeddings: np.ndarray
     sequences: list[str]
@@ -30,6 +31,7 @@ class Rows:
     context: Context = field(default_factory=Context)
     homology: Transfer | None = None
     profile: np.ndarray | None = None
+    groups: np.ndarray | None = None
 
     @property
     def trained(self) -> np.ndarray:
@@ -56,6 +58,7 @@ class Rows:
             self.context,
             homology,
             None if self.profile is None else self.profile[places],
+            None if self.groups is None else self.groups[places],
         )
 
 

@@ -1,0 +1,79 @@
+"""What a file's own split of variants decides: the wild type, what stays together, what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bioseq.errors import TableError
+from training.tables.labels import TEST, TRAIN, VALID, Labels, read_labels
+from training.tables.splits import make_split
+from training.tables.variants import find_variants
+
+WILD = "MKTAYIAKQRQISFVKSHFSRQ"
+
+
+def _table(path: Path, rows: list[tuple[str, str]], weight: str | None = None) -> Labels:
+    lines = [f"{s},{i % 7},{part},{0}" for i, (s, part) in enumerate(rows)]
+    path.write_text("sequence,y,set,w\n" + "\n".join(lines) + "\n")
+    return read_labels(path, ["y"], weight=weight)
+
+
+def _changed(sequence: str, changes: dict[int, str]) -> str:
+    letters = list(sequence)
+    for at, letter in changes.items():
+        letters[at] = letter
+    return "".join(letters)
+
+
+def _rows(singles: int, doubles: int) -> list[tuple[str, str]]:
+    """Single mutants to train on, and more rows to test on that all mutate positions 3 and 4 to W, and one more."""
+    letters, rows = "ACDEFGHIKLMNPQRSTVWY", [(WILD, "train")]
+    for at in range(len(WILD)):
+        for letter in letters:
+            if letter != WILD[at] and len(rows) <= singles:
+                rows.append((_changed(WILD, {at: letter}), "train"))
+    both = _changed(WILD, {3: "W", 4: "W"})
+    for at in range(5, len(WILD)):
+        for letter in letters:
+            if letter != WILD[at] and len(rows) <= singles + doubles:
+                rows.append((_changed(both, {at: letter}), "test"))
+    return rows
+
+
+def test_test_rows_have_no_say_in_the_wild_type(tmp_path: Path) -> None:
+    labels = _table(tmp_path / "t.csv", _rows(120, 200))
+    found = find_variants(labels)
+    assert found is not None and found.wild_type == WILD and "outside the test part" in found.note
+    whole = find_variants(replace(labels, part=None))
+    assert whole is not None and whole.wild_type == _changed(WILD, {3: "W", 4: "W"})
+
+
+def test_validation_keeps_positions_together_where_the_test_does(tmp_path: Path) -> None:
+    labels = _table(tmp_path / "t.csv", _rows(300, 100))
+    split = make_split(labels, measure=False)
+    assert (
+        split.how["kept_apart"] == "numbers of mutations"
+        and "set of mutated positions" in split.how["validation"]
+    )
+    assert split.variants is not None
+    sets = split.variants.site_sets
+    assert not set(sets[split.part == TRAIN]) & set(sets[split.part == VALID])
+    rows = np.flatnonzero(split.part != TEST)
+    assert np.array_equal(split.resampled(rows), sets[rows])
+
+
+def test_one_row_of_many_mutations_does_not_hide_what_is_kept_apart(tmp_path: Path) -> None:
+    rows = _rows(200, 100)
+    rows.append((_changed(WILD, dict.fromkeys(range(8), "W")), "train"))
+    split = make_split(_table(tmp_path / "t.csv", rows), measure=False)
+    assert split.how["kept_apart"] == "numbers of mutations"
+
+
+def test_weights_that_are_all_zero_are_refused(tmp_path: Path) -> None:
+    labels = _table(tmp_path / "t.csv", _rows(100, 60), weight="w")
+    with pytest.raises(TableError, match="every training row has a weight of 0"):
+        make_split(labels, measure=False)
