@@ -61,7 +61,7 @@ def test_transformers_loads_the_export_and_agrees(backbone, data: Path, tmp_path
     from transformers import EsmForMaskedLM, EsmTokenizer
 
     export_checkpoint(backbone, tmp_path / "hf")
-    model = EsmForMaskedLM.from_pretrained(tmp_path / "hf").eval()
+    model = EsmForMaskedLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
     tokenizer = EsmTokenizer.from_pretrained(tmp_path / "hf")
     sequences = sorted((r.sequence for r in bioseq.read_fasta(data / "valid_orphan_25.fasta")), key=len)[::8]
     ours = bioseq.load("default")
