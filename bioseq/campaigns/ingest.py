@@ -17,22 +17,24 @@ FAILED = "failed"
 
 
 def ingest(
-    campaign: Campaign, path: str | Path, *, round_: int | None = None, correct: bool = False
+    campaign: Campaign, results: str | Path | bytes, *, round_: int | None = None, correct: bool = False
 ) -> dict[str, int]:
-    """Counts of measured, failed and unproposed wells. Columns: `variant`, one an objective, and optionally `well`,
-    `round` (default: `round_`, else the latest), `status` (ok, failed) and a standard error `COLUMN_se`; the other columns
-    of a plate are ignored. An empty value is a well without that measurement; a row without any value failed. Rows without a
+    """Takes in a CSV file, or its bytes; counts of measured, failed and unproposed wells. Columns: `variant`, one an
+    objective, and optionally `well`, `round` (default: `round_`, else the latest), `status` (ok, failed) and a standard error
+    `COLUMN_se`; the other columns of a plate are ignored. An empty value is a well without that measurement; a row without any value failed. Rows without a
     well take the open wells of their variant that no other row names, and further ones are wells that were never proposed.
     `correct` replaces values of wells measured before and adds none. Raises `TableError` with lines."""
     with campaign.locked():
-        return _ingest(campaign, Path(path), round_, correct)
+        if isinstance(results, bytes):
+            return _ingest(campaign, results, "results", round_, correct)
+        try:
+            data = Path(results).read_bytes()
+        except OSError as error:
+            raise TableError(f"{results}: {error.strerror}.", hint="Nothing was changed.") from None
+        return _ingest(campaign, data, str(results), round_, correct)
 
 
-def _ingest(campaign: Campaign, path: Path, round_: int | None, correct: bool) -> dict[str, int]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise TableError(f"{path}: {error.strerror}.", hint="Nothing was changed.") from None
+def _ingest(campaign: Campaign, data: bytes, path: str, round_: int | None, correct: bool) -> dict[str, int]:
     digest = hashlib.sha256(data).hexdigest()
     state = campaign.state()
     if digest in state.sources:
@@ -183,7 +185,7 @@ def _number(cell: str, where: str, faults: list[str], *, positive: bool = False)
     return value
 
 
-def _refused(path: Path, faults: list[str]) -> TableError:
+def _refused(path: str, faults: list[str]) -> TableError:
     more = f"; and {len(faults) - 10} more" if len(faults) > 10 else ""
     return TableError(
         f"{path}: {'; '.join(f.rstrip('.') for f in faults[:10])}{more}.", hint="Nothing was taken in."

@@ -13,7 +13,7 @@ from bioseq.errors import TableError
 from training.campaigns.choosing import Method, _front
 from training.campaigns.command import main
 from training.campaigns.simulate import Setting, curves, paired, replay
-from training.campaigns.surrogates import SIMILAR, Eyes, Forest, Gaussian, View, compete
+from training.campaigns.surrogates import SIMILAR, Eyes, Forest, Gaussian, View, Warp, Warped, compete
 
 GRID = np.array(list(itertools.product(range(20), repeat=2)), np.uint8)[1:]
 
@@ -53,6 +53,25 @@ def test_contest_keeps_families_together_and_covers(landscape: tuple[Eyes, View,
     )
     assert set(contest.scores) == {"gaussian process", "augmented ridge", "forest"}
     assert 0.5 < contest.coverage <= 1.0
+
+
+def test_the_process_of_ranks_sees_order_alone_and_answers_in_values(
+    landscape: tuple[Eyes, View, np.ndarray],
+) -> None:
+    eyes, pool, y = landscape
+    train, rest = np.arange(0, len(y), 3), np.arange(1, len(y), 3)
+    found = []
+    for values in (y, np.exp(2 * y)):  # the same order
+        model = Warped(Gaussian(eyes, epistasis=True))
+        model.fit(pool[train], values[train], np.ones(len(train)))
+        found.append(model.mean(pool[rest]))
+        assert np.corrcoef(model.mean(pool[train]), values[train])[0, 1] > 0.8
+        assert (model.sd(pool[rest]) > 0).all()
+    assert np.array_equal(np.argsort(found[0], kind="stable"), np.argsort(found[1], kind="stable"))
+    warp = Warp(np.array([1.0, 2, 2, 5]))
+    assert np.allclose(warp.back(warp(np.array([1.0, 2, 5]))), [1, 2, 5])
+    assert warp.back(np.array([9.0]))[0] > 5 and warp.back(np.array([-9.0]))[0] < 1
+    assert Warp(np.full(3, 7.0)).back(np.array([-1.0, 4])).tolist() == [7, 7]  # a fold of one value
 
 
 def test_pareto_front() -> None:

@@ -16,6 +16,8 @@ from bioseq.campaigns.ledger import Event, Ledger
 from bioseq.campaigns.space import combinations, listed
 from bioseq.errors import BioseqError, InputError, MutationError, SpecError, TableError
 from bioseq.sequences.mutations import parse
+from bioseq.specs.propose import ProposeSpec
+from training.campaigns.command import main
 from training.campaigns.propose import propose, score_variants
 from training.campaigns.report import report
 
@@ -93,6 +95,23 @@ def test_a_proposal_repeats_to_the_byte(campaign: Campaign, tmp_path: Path) -> N
     rows = [r for n in (2, 3) for r in read_csv(campaign.round_folder(n) / "plate.csv")]
     variants = [r["variant"] for r in rows if r["kind"] == "variant"]
     assert len(set(variants)) == len(variants)
+
+
+def test_a_propose_of_a_job_that_is_tried_again_makes_no_second_round(
+    campaign: Campaign, tmp_path: Path
+) -> None:
+    spec = ProposeSpec(campaign=str(campaign.folder), output=str(tmp_path / "out"), after=0)
+    (tmp_path / "spec.json").write_text(spec.to_json())
+    for attempt in range(2):  # the first died after its round was made, and results came meanwhile
+        if attempt:
+            ingest(campaign, results(campaign, tmp_path / "1.csv"))
+        assert main(["propose", "--spec", str(tmp_path / "spec.json")]) == 0
+        assert campaign.status()["rounds"] == 1
+        assert (tmp_path / "out/plate.csv").read_text() == campaign.plate(1)
+    with pytest.raises(SpecError, match="folder"):
+        main(["propose"])
+    with pytest.raises(SpecError, match="after"):
+        ProposeSpec(campaign="c", after=-1)
 
 
 def test_a_kill_at_any_byte_of_the_ledger_is_survived(campaign: Campaign, tmp_path: Path) -> None:

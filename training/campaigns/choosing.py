@@ -19,9 +19,9 @@ class Method:
     """The default is the frozen configuration; the rest is for ablations."""
 
     prior: bool = True
-    surrogates: tuple[str, ...] = ("gp", "ridge", "forest")
+    surrogates: tuple[str, ...] = ("ranks", "gp", "ridge", "forest")
     acquisition: str = "thompson"  # or greedy
-    temper: float = 0.5  # share of the posterior's spread in a draw
+    temper: float = 0.25  # share of the posterior's spread in a draw
     first: str = "half"  # half by prior and half from all; prior; random
     top: float = 0.25  # share of the variants of as many mutations that count as high by prior
 

@@ -15,6 +15,7 @@ from bioseq.cli import new_parser, positive_int
 from bioseq.errors import SpecError
 from bioseq.sequences.fasta import read_fasta
 from bioseq.sequences.mutations import letters_of
+from bioseq.specs.propose import ProposeSpec
 
 EXAMPLE = """bioseq campaign create gb1 --wild-type gb1.fasta --sites 39,40,41,54 --objective fitness
   bioseq campaign propose gb1 -o plate.csv
@@ -30,12 +31,14 @@ def parser() -> argparse.ArgumentParser:
     )
     verbs = p.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=argparse.ArgumentParser)
 
-    def add(name: str, text: str, *, folder: bool = True, also: str = "") -> argparse.ArgumentParser:
+    def add(name: str, text: str, *, folder: str | bool = True, also: str = "") -> argparse.ArgumentParser:
         q = verbs.add_parser(
             name, help=text, description=text, allow_abbrev=False, aliases=[also] if also else []
         )
         if folder:
-            q.add_argument("folder", type=Path, help="the campaign's folder")
+            q.add_argument(
+                "folder", type=Path, help="the campaign's folder", nargs="?" if folder == "?" else None
+            )
         return q
 
     q = add("create", "start a campaign: a folder with frozen settings", also="new")
@@ -62,7 +65,8 @@ def parser() -> argparse.ArgumentParser:
     )
     q.add_argument("--homologs", default="auto", help="of the zero-shot score (default: auto)")
 
-    q = add("propose", "choose the next round's variants")
+    q = add("propose", "choose the next round's variants", folder="?")
+    q.add_argument("--spec", type=Path, metavar="FILE", help="of a job: campaign, output, more, after")
     q.add_argument("-o", "--output", type=Path, help="a copy of the plate as CSV; - is standard output")
     q.add_argument("--more", action="store_true", help="another round although the last has no results yet")
     q = add("ingest", "take in results: a CSV file with variant and the objectives; all rows or none")
@@ -183,13 +187,26 @@ def main(argv: list[str]) -> int:
     if args.verb == "simulate":
         _simulate(args)
         return 0
-    campaign = Campaign(args.folder)
+    spec = None
     if args.verb == "propose":
+        if (args.folder is None) == (args.spec is None):
+            raise SpecError("give the campaign's folder, or --spec FILE.", field="folder")
+        spec = (
+            ProposeSpec.load(args.spec)
+            if args.spec
+            else ProposeSpec(campaign=str(args.folder), more=args.more)
+        )
+    campaign = Campaign(args.folder if spec is None else spec.campaign)
+    if spec is not None:
         from training.campaigns.propose import propose
 
-        done = propose(campaign, more=args.more)
+        done = propose(campaign, more=spec.more, after=spec.after)
         plate = campaign.round_folder(done["round"]) / "plate.csv"
         print(f"round {done['round']}: {done['variants']} variants in {plate}", file=sys.stderr)
+        if spec.output:
+            Path(spec.output).mkdir(parents=True, exist_ok=True)
+            for file in (plate, plate.with_name("proposal.json")):
+                shutil.copyfile(file, Path(spec.output) / file.name)
         if str(args.output) == "-":
             print(campaign.plate(done["round"]), end="")
         elif args.output:

@@ -41,12 +41,15 @@ def known_of(campaign: Campaign, state: State) -> list[Known]:
     return out
 
 
-def propose(campaign: Campaign, *, more: bool = False, method: Method | None = None) -> dict[str, Any]:
+def propose(
+    campaign: Campaign, *, more: bool = False, after: int | None = None, method: Method | None = None
+) -> dict[str, Any]:
     """Writes the next round and returns its summary. A round that nothing happened to yet is returned again instead,
-    unless `more`. Killed anywhere, a repeat gives the same bytes."""
+    unless `more`; so is the last if there are more than `after` rounds. Killed anywhere, a repeat gives the same bytes."""
     with campaign.locked():
         state = campaign.state()
-        if state.rounds and state.untouched(state.rounds) and not more:
+        made = after is not None and state.rounds > after
+        if made or (state.rounds and state.untouched(state.rounds) and not more):
             campaign.plate(state.rounds)
             return json.loads((campaign.round_folder(state.rounds) / "proposal.json").read_text())
         number = state.rounds + 1

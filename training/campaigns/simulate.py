@@ -31,9 +31,12 @@ def replay(
     seed: int,
     name: str,
     method: Method | None = None,
+    greedy: tuple[Any, Any] | None = None,
 ) -> list[np.ndarray]:
     """The rows measured in each round. Random draws for round one, noise and failures are the same for all methods of
-    one seed. Failed wells cost a well and may be picked again."""
+    one seed. Failed wells cost a well and may be picked again. `greedy` is a regressor and its features [N, F], which
+    picks the highest it predicts after a random first round: ridge on one-hot unless given."""
+    regressor, features = greedy or (Ridge(1.0, solver="lsqr"), pool.X)
     rng = np.random.default_rng([seed, 1])
     first = np.random.default_rng(seed * 1000).permutation(len(y))[: setting.batch]  # as `choose` draws them
     noisy = y + np.random.default_rng([seed, 2]).normal(size=len(y)) * setting.noise * y.std()
@@ -42,11 +45,11 @@ def replay(
     rounds = []
     for number in range(setting.rounds):
         free = ~measured
-        if name == "random" or (name == "greedy ridge" and number == 0):
+        if name == "random" or (name.startswith("greedy") and number == 0):
             picks = first if number == 0 else rng.choice(np.flatnonzero(free), setting.batch, replace=False)
-        elif name == "greedy ridge":
-            model = Ridge(1.0, solver="lsqr").fit(pool.X[measured], noisy[measured])
-            score = np.where(free, model.predict(pool.X), -np.inf)
+        elif name.startswith("greedy"):
+            score = regressor.fit(features[measured], noisy[measured]).predict(features)
+            score = np.where(free, score, -np.inf)
             picks = np.argsort(-score, kind="stable")[: setting.batch]
         else:
             known = [Known(pool.codes[measured], noisy[measured], np.ones(int(measured.sum())))]
