@@ -5,6 +5,7 @@
     python benchmarks/screen.py library --fasta FILE.gz     every record of a file, against a count of its '>'
     python benchmarks/screen.py tables    deduplication, merge and ranking alone, 1e7 records
     python benchmarks/screen.py engine    tokens/s of a screen's engines against `Predictor.run`; two workers against one
+    python benchmarks/screen.py homologs  seconds a record with the shipped heads, with and without their searches
 
 The claims (docs/benchmarks.md): in the steady state a screen keeps >= 90 % of the predictor's tokens/s; the driver's
 memory is flat from 1e3 to 1e6 records; no record is lost. Each run is a process of its own. `engine` measures the
@@ -384,11 +385,63 @@ def engine(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+# -------------------------------------------------------------------------------------------------- homologs
+
+
+def homologs(args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds a record of one screening engine with the shipped heads, and the searches' part of them. The index is
+    opened before; answers with searches made before and with those made inside are compared."""
+    from bioseq.heads.head import Head
+    from bioseq.specs.screen import ScreenSpec
+    from serving.screening.engine import predictor_factory
+
+    proteins = read_proteins(args.proteins, args.fasta)
+    said: list[Any] = []
+    seconds = [0.0]
+    find = Head.find
+
+    def timed(head: Head, *given: Any, **options: Any) -> Any:
+        started = time.perf_counter()
+        said.append(find(head, *given, **options))
+        seconds[0] += time.perf_counter() - started
+        return said[-1]
+
+    def again(*_: Any, **__: Any) -> Any:
+        return said.pop(0)
+
+    rows = {}
+    for name in ("localization", "target_class", "secondary_structure"):
+        spec = ScreenSpec(inputs=("library.fasta",), output="run", heads=(name,), threads=args.workers)
+        engine = predictor_factory(spec, device="cpu").build()
+        engine.run(proteins[:4], [False] * 4)
+        found, walls = [], []
+        seconds[0] = 0.0
+        for way in (timed, again):
+            Head.find = way  # type: ignore[method-assign, assignment]
+            started = time.perf_counter()
+            found.append([r.cells for r in engine.run(proteins, [False] * len(proteins))])
+            walls.append(time.perf_counter() - started)
+        Head.find = find  # type: ignore[method-assign]
+        if found[0] != found[1]:
+            raise SystemExit("searches made before give other answers than those made inside")
+        rows[name] = {
+            "seconds_a_record": round(walls[0] / len(proteins), 4),
+            "of_it_searching": round(seconds[0] / len(proteins), 4),
+            "without_searches": round(walls[1] / len(proteins), 4),
+        }
+    return {
+        "proteins": len(proteins),
+        "mean_length": round(sum(map(len, proteins)) / len(proteins), 1),
+        "threads": args.workers,
+        "heads": rows,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    kinds = {"path": path, "library": library, "tables": tables, "engine": engine}
+    kinds = {"path": path, "library": library, "tables": tables, "engine": engine, "homologs": homologs}
     parser.add_argument("what", nargs="?", choices=kinds)
     parser.add_argument("--records", type=int, nargs="+", help="sizes of the libraries")
     parser.add_argument("--fasta")

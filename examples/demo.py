@@ -9,6 +9,8 @@ Everything is written into ./demo, the registry home of this run too; no process
 
 from __future__ import annotations
 
+import csv
+import itertools
 import json
 import os
 import shutil
@@ -63,11 +65,26 @@ def find_neighbours() -> None:
     print(f"  table:  {done['table'].resolve()}\n  report: {done['report'].resolve()}")
 
 
+def evidence_of(row: dict[str, str]) -> str:
+    """What stands behind a hit's localization, in the table's columns."""
+    number, nearest = float(row["localization.homologs"] or 0), row["localization.nearest"]
+    if not nearest:
+        return "no relative among the training proteins"
+    return (
+        f"{number:.0f} relatives among the training proteins, nearest {nearest} "
+        f"({float(row['localization.nearest_identity']):.0%} identical): {row['localization.nearest_label'] or 'no label'}"
+    )
+
+
 def screen_library(environment: dict[str, str]) -> None:
     title("2. Screening a library with the shipped heads")
     run = OUT / "screen"
     command = [sys.executable, "-m", "bioseq", "screen", str(SAMPLE / "library.fasta"), "--heads", HEADS]
     subprocess.run([*command, "-o", str(run)], check=True, env=environment)
+    with open(run / "hits.csv", newline="") as handle:
+        rows = list(itertools.islice(csv.DictReader(handle), 3))
+    for row in rows:
+        print(f"  {row['id']:<12} localization {row['localization.value'] or 'none'}; {evidence_of(row)}")
     print(f"  table:  {(run / 'hits.csv').resolve()}\n  report: {(run / 'report.html').resolve()}")
 
 
@@ -111,6 +128,10 @@ def ask_service(environment: dict[str, str]) -> None:
                     f"  {record.id:<10} {head:<14} {', '.join(p['value']) or 'none':<24} "
                     f"most likely {best} ({p['probabilities'][best]:.2f}), "
                     f"further out than {p['ood_percentile']:.0%} of the training set"
+                )
+                told = p["nearest"][0]["text"] if p["nearest"] else "none"
+                print(
+                    f"  {'':<10} {p['homologs']['number']} relatives among its training proteins; nearest {told}"
                 )
         print(f"  answer: {(OUT / 'predictions.json').resolve()}")
     finally:

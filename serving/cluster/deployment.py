@@ -144,14 +144,16 @@ class SearchReplica:
         plain = Settings.from_dict(settings)
         logs.to_file(plain.log_file)
         self.settings, self.searches = plain, Searches(plain)
-        # Beside the start, which may have to build the index: requests wait for it as long as for a full queue.
-        self._task = asyncio.create_task(self.searches.start())
+        self.searches.engine.start()
+        # It may have to build the index: requests for a reference set wait for it as long as for a full queue.
+        self._task = asyncio.create_task(self.searches.warm())
 
     async def find(self, ask: Any) -> Any:
-        try:
-            await asyncio.wait_for(asyncio.shield(self._task), self.settings.max_queue_s)
-        except TimeoutError:
-            return self.searches.preparing()
+        if ask.reference is not None:
+            try:
+                await asyncio.wait_for(asyncio.shield(self._task), self.settings.max_queue_s)
+            except TimeoutError:
+                return self.searches.preparing()
         return await self.searches.find(ask)
 
     async def status(self) -> dict[str, Any]:
@@ -159,8 +161,7 @@ class SearchReplica:
 
     async def check_health(self) -> None:
         check_inner_port()
-        if self._task.done():
-            self.searches.engine.check()
+        self.searches.engine.check()
 
     async def __del__(self) -> None:
         self._task.cancel()

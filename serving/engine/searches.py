@@ -148,14 +148,20 @@ class Searches:
         )
 
     async def start(self) -> None:
-        """Start, and search once, so that the index is built and in memory before the first request. A set that cannot
-        be searched is reported, and each request for it says why."""
         self.engine.start()
+        await self.warm()
+
+    async def warm(self) -> None:
+        """Build the index beside the queue, which serves heads meanwhile, and search once, so that it is in memory before
+        the first request. A set that cannot be searched is reported, and each request for it says why."""
+        from bioseq.homologs.database import open_database
+
         name = self.settings.homologs
         if name == "none":
             return
         try:
             runner = await asyncio.to_thread(self._open, name, True)
+            await asyncio.to_thread(open_database, runner.door.reference, quiet=True)
             for _ in range(2):  # the second is measured
                 probe = [Wanted("MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQ", 0)]
                 await self.engine.submit(runner, probe, admitted=True)

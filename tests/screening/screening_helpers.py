@@ -27,7 +27,9 @@ from serving.screening.run import screen
 from standin import StandIn
 if __name__ == "__main__":
     try:
-        screen(ScreenSpec.from_dict(json.loads(sys.argv[1])), engine=StandIn(**json.loads(sys.argv[2])), progress=False)
+        standin = json.loads(sys.argv[2])
+        engine = None if standin is None else StandIn(**standin)
+        screen(ScreenSpec.from_dict(json.loads(sys.argv[1])), engine=engine, progress=False)
     except BioseqError as error:
         print(error.code, error, file=sys.stderr)
         sys.exit(1)
@@ -45,6 +47,52 @@ def make_spec(run: Path, **changes) -> ScreenSpec:
         "top": 100,
     }
     return ScreenSpec.from_dict({**settings, "output": str(run), **changes})
+
+
+def searching_models(folder: Path) -> tuple[str, str]:
+    """A tiny random backbone, and a head that searches its training rows (every third record of the library)."""
+    import torch
+
+    from bioseq.backbones.packed.config import ModelConfig
+    from bioseq.backbones.packed.encoder import PackedEncoder
+    from bioseq.backbones.storage import save_backbone
+    from bioseq.bundles.bundle import open_bundle, write_bundle
+    from bioseq.homologs.reference import build_reference
+
+    generator = torch.Generator().manual_seed(0)
+    encoder = PackedEncoder(ModelConfig("t", n_layers=1, d_model=16, n_heads=2, d_ff=32, max_residues=200))
+    encoder.init_weights(generator, std=0.2)
+    save_backbone(folder / "tiny", encoder, name="tiny", card="# tiny", evidence={}, licence="CC0-1.0")
+    proteins = (r for r in read_fasta(LIBRARY, allow_empty=True) if r.sequence.isalpha())
+    rows = build_reference(list(proteins)[:120:3], folder / "rows", name="rows")
+    width, labels = 16 + 2 + 2, ["nucleus", "membrane"]
+    write_bundle(
+        folder / "kin",
+        manifest_fields={
+            "kind": "head",
+            "name": "kin",
+            "alphabet": "protein",
+            "base_hash": open_bundle(folder / "tiny").manifest.content_hash,
+            "task": "multilabel",
+            "labels": labels,
+            "extra": {"head": {"blocks": ["embedding", "homology"], "classes": labels, "homologs": "search"}},
+        },
+        tensors={
+            "features.mean": torch.zeros(width),
+            "features.scale": torch.ones(width),
+            "ood.mean": torch.zeros(16),
+            "ood.project": torch.eye(16)[:, :4].contiguous(),
+            "ood.grid": torch.linspace(0, 3, 101),
+            "layers.0.weight": torch.randn(1, width, 2, generator=generator),
+            "layers.0.bias": torch.zeros(1, 1, 2),
+            "homologs.labels": torch.randint(0, 2, (len(rows), 2), generator=generator).float(),
+        },
+        calibration={"platt": [[1, 0], [1, 0]], "thresholds": [0.5, 0.5]},
+        card="# kin",
+        evidence={},
+        extra_files={f"homologs/{f.name}": f for f in rows.folder.iterdir()},
+    )
+    return str(folder / "tiny"), str(folder / "kin")
 
 
 def driver(spec: ScreenSpec, engine: str) -> subprocess.Popen[bytes]:

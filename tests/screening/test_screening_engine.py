@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from screening_helpers import LIBRARY, hits, reference, table
+from screening_helpers import LIBRARY, hits, reference, searching_models, table
 
 from bioseq.errors import ArtefactError, BundleError, NotFoundError
 from bioseq.specs.screen import ScreenSpec
@@ -155,6 +155,27 @@ def test_a_screen_equals_the_loop_and_itself_on_other_workers(artefacts, library
 
 
 @pytest.mark.usefixtures("ray_session")
+def test_a_shard_with_searches_is_the_same_whoever_computes_it_again(tmp_path, monkeypatch):
+    """Other shards before it, other threads of the search, and a cache of searches change nothing."""
+    from bioseq.homologs import search
+    from bioseq.sequences.fasta import read_fasta
+
+    monkeypatch.setenv("BIOSEQ_HOME", str(tmp_path / "home"))
+    model, head = searching_models(tmp_path)
+    factory = predictor_factory(
+        ScreenSpec(inputs=(str(LIBRARY),), output="x", heads=(head,), model=model), device="cpu"
+    )
+    sequences = [r.sequence for r in read_fasta(LIBRARY, allow_empty=True) if r.sequence.isalpha()][:24]
+    first = factory.build().run(sequences, [True] * 24)
+    second = factory.build()
+    second.run(sequences[::-1][:7], [False] * 7)
+    monkeypatch.setattr(search, "default_threads", lambda: 1)
+    for a, b in zip(first, second.run(sequences, [True] * 24), strict=True):
+        assert a.cells == b.cells and np.array_equal(a.embedding, b.embedding)
+    found = [r.cells["kin.homologs"] for r in first]
+    assert max(found) >= 1 and first[0].cells["kin.nearest_identity"] == 1.0
+
+
 def test_the_error_policy_quarantines_long_records(artefacts, library, tmp_path):
     spec = make(
         artefacts, tmp_path / "run", names=("melting",), inputs=(str(library),), long_sequences="error"

@@ -13,7 +13,7 @@ import time
 
 import psutil
 import pytest
-from screening_helpers import committed, driver, make_spec, results
+from screening_helpers import committed, driver, make_spec, results, searching_models
 from standin import StandIn
 
 from bioseq.errors import OutputError
@@ -65,6 +65,25 @@ def test_sigkill_of_the_driver(tmp_path, calm):
     done = screen(fewer, engine=StandIn(**FAST), progress=False)
     assert done.resumed and results(done.path) == calm
     assert json.loads((tmp_path / "run" / "run.json").read_text())["attempts"] == 2
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("ray_session")
+def test_a_library_screened_with_searches_resumes_to_the_same_bytes(tmp_path, monkeypatch):
+    """The driver is killed between two shards; the searches of what was lost are made again."""
+    monkeypatch.setenv("BIOSEQ_HOME", str(tmp_path / "home"))
+    model, head = searching_models(tmp_path)
+    given = {"model": model, "heads": (head,), "where": "kin.homologs >= 1", "rank": "kin.nearest_identity"}
+    given |= {"batch_tokens": 202, "device": "cpu", "workers": 1}
+    calm = results(screen(make_spec(tmp_path / "calm", **given), progress=False).path)
+    assert b"kin.nearest" in calm["hits.csv"] and calm["hits.csv"].count(b"\n") > 20
+    process = driver(make_spec(tmp_path / "run", **given), "null")
+    assert wait_for(lambda: committed(tmp_path / "run") >= 2, process), process.stderr.read()
+    kill_driver(process)
+    assert not (tmp_path / "run" / "summary.json").exists()
+    done = screen(make_spec(tmp_path / "run", **given), progress=False)
+    assert done.resumed and results(done.path) == calm
 
 
 def engine_pids() -> list[int]:
