@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bioseq.cli import add_engine_options, add_server_options, new_parser, positive_int
-from bioseq.commands.records import Notes, add_reading_option, compute_chunks
+from bioseq.commands.records import Notes, add_alignment_option, add_reading_option, compute_chunks
 from bioseq.errors import InputError, OutputError
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--chunk", type=positive_int, default=CHUNK, help=argparse.SUPPRESS)
     p.add_argument("--force", action="store_true", help="replace an existing output")
     add_reading_option(p)
+    add_alignment_option(p, "a backbone that reads homologs")
     add_engine_options(p)
     add_server_options(p)
     return p

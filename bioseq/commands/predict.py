@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bioseq.cli import add_engine_options, add_server_options, new_parser, positive_int
-from bioseq.commands.records import add_reading_option, compute_chunks
+from bioseq.commands.records import add_alignment_option, add_reading_option, compute_chunks
 from bioseq.errors import InputError, OutputError, SpecError
 
 CHUNK = 1024  # records read, computed and written at a time
@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--force", action="store_true", help="replace an existing output")
     add_reading_option(p)
+    add_alignment_option(p, "a backbone that reads homologs and heads that read profiles")
     add_engine_options(p)
     add_server_options(p)
     return p

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from bioseq.cli import api_key
-from bioseq.errors import SequenceError
+from bioseq.errors import SequenceError, SpecError
 
 if TYPE_CHECKING:
     from bioseq.inference.predictor import Predictor
@@ -26,6 +26,15 @@ def add_reading_option(parser: argparse.ArgumentParser) -> None:
         default="auto",
         metavar="REF",
         help="for a backbone that reads homologs: auto (the set that it was trained with), none, default, or a folder",
+    )
+
+
+def add_alignment_option(parser: argparse.ArgumentParser, readers: str) -> None:
+    """--alignment of commands that need no homologs but where something reads them."""
+    parser.add_argument(
+        "--alignment",
+        metavar="FILE",
+        help=f"a3m, a2m, aligned FASTA or Stockholm of the one protein's homologs, for {readers}, instead of a search",
     )
 
 
@@ -60,10 +69,15 @@ def compute_chunks(
     `prepare` goes to `Predictor.prepare` and `read` takes the answer from what comes back; `remote` asks a client
     for a chunk under its `on_error`, with None for a record that it could not answer.
     """
+    from bioseq.inference.homologs import read_aligned
     from bioseq.inference.predictor import Predictor
     from bioseq.progress import Progress
     from bioseq.sequences.fasta import read_many
 
+    if args.server and args.alignment:
+        raise SpecError(
+            "an alignment is read on this machine only.", field="alignment", hint="Leave out --server."
+        )
     engine = open_engine(args, args.homologs)
     records = iter(read_many(args.fasta, allow_empty=args.on_error == "skip"))
     total = _count(args.fasta)
@@ -85,6 +99,8 @@ def compute_chunks(
                         left_out(error)
                         continue
                     kept.append(record)
+                if args.alignment:
+                    read_aligned(engine, engine.heads, queries, args.homologs, args.alignment)
                 found = engine.run(queries)
                 notes, results = [a.notes for a in found], [read(a) for a in found]
             else:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bioseq.errors import SpecError
+from bioseq.heads.features import kept
+from bioseq.heads.head import Head
 from bioseq.homologs.alignment import read_alignment
 from bioseq.homologs.door import Homologs
 from bioseq.homologs.profile import Profile, profile
@@ -14,7 +16,8 @@ from bioseq.homologs.search import clean
 from bioseq.homologs.settings import SearchSettings
 from bioseq.homologs.transfer import without
 from bioseq.inference.evidence import Found, check_same
-from bioseq.inference.variants import Model, reads_homologs
+from bioseq.inference.query import Query
+from bioseq.inference.variants import Model, give, reads_homologs
 from bioseq.sequences.fasta import Record
 
 NEAR_COPIES = 0.95
@@ -73,6 +76,34 @@ def find_one(
     """The homologs of a sequence whose variants are scored: by default those in the shipped reference set."""
     found = find_homologs(model, [sequence], homologs, alignment, auto="default", variants=True)
     return None if found is None else found[0]
+
+
+def read_aligned(
+    model: Model,
+    heads: Mapping[str, Head],
+    queries: Sequence[Query],
+    homologs: HomologsOption,
+    alignment: str | Path,
+) -> None:
+    """Let the backbone, where it reads homologs, and the heads that read profiles have those of a user's alignment of the
+    one sequence in place of a search; hits above 95 % identity are left out, as in these searches. Raises `SpecError`
+    where nothing reads them, and what `find_homologs` raises."""
+    reading = [name for q in queries for name in q.heads if "profile" in heads[name].blocks]
+    if not reading and not reads_homologs(model):
+        raise SpecError(
+            f"{model.name} does not read homologs" + (", nor do the heads read profiles." if heads else "."),
+            field="alignment",
+            hint="Leave it out; score, scan and logits take alignments with any backbone.",
+        )
+    texts = [model.alphabet.decode(q.ids) for q in queries]
+    found = find_homologs(model, texts, homologs, alignment, auto="none", variants=True)
+    assert found is not None
+    (query,), (one,) = queries, found
+    if reads_homologs(model):
+        give(query, one)
+    query.told = {
+        name: heads[name].find(kept([query.sequence], [len(query.ids)]), [one.profile]) for name in reading
+    }
 
 
 def _only(sequences: Sequence[str | Record]) -> str | Record:

@@ -29,7 +29,7 @@ from bioseq.heads.head import Head, check_base
 from bioseq.inference import batching
 from bioseq.inference.batching import SPECIAL_TOKENS, Window
 from bioseq.inference.evidence import Mixture, residue_probabilities
-from bioseq.inference.homologs import HomologsOption, find_homologs
+from bioseq.inference.homologs import HomologsOption, find_homologs, read_aligned
 from bioseq.inference.lanes import in_order
 from bioseq.inference.query import Part, Query, Result, Segment, merge
 from bioseq.inference.reading import HomologReader, wants_reading
@@ -268,18 +268,21 @@ class Predictor:
         per_residue: bool = False,
         long_sequences: LongSequences = "error",
         homologs: Reads = "auto",
+        alignment: str | Path | None = None,
         progress: bool = False,
     ) -> Any:
         """Embeddings in input order, float32, not normalised.
 
         [N, D]; [N, layers, D] for several layers; with `per_residue` a list of [L_i, D] (or
         [layers, L_i, D]). `pooling` is mean, max or cls. `homologs` "none": a backbone that reads homologs reads
-        none for these.
+        none for these; `alignment`: those of this file, of the one sequence.
         """
         options = EmbedOptions(pooling, tuple(layers), per_residue)  # type: ignore[arg-type]
         queries = self._queries(
             seqs, embed=options, long_sequences=long_sequences, reads=wants_reading(homologs)
         )
+        if alignment is not None:
+            read_aligned(self, self.heads, queries, homologs, alignment)
         rows = [r.embedding for r in self._run(queries, "embedding", progress)]
         if per_residue:
             return rows
@@ -336,11 +339,12 @@ class Predictor:
         members: bool = False,
         long_sequences: LongSequences = "error",
         homologs: Reads = "auto",
+        alignment: str | Path | None = None,
         progress: bool = False,
     ) -> list[dict[str, dict[str, Any]]]:
         """One dict a sequence, keyed by head; each prediction in the documented form, with `nearest` the so
         many nearest training examples of each, with `members` what each member of the head's ensemble says.
-        `homologs` as in `embed`."""
+        `homologs` and `alignment` as in `embed`; heads that read profiles read the alignment too."""
         if isinstance(heads, str):
             heads = [h for h in heads.split(",") if h]
         queries = self._queries(
@@ -351,6 +355,8 @@ class Predictor:
             long_sequences=long_sequences,
             reads=wants_reading(homologs),
         )
+        if alignment is not None:
+            read_aligned(self, self.heads, queries, homologs, alignment)
         return [r.predictions or {} for r in self._run(queries, "predicting", progress)]
 
     def score(

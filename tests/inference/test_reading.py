@@ -13,8 +13,12 @@ from bioseq.backbones.packed.config import ModelConfig
 from bioseq.backbones.packed.encoder import PackedEncoder
 from bioseq.backbones.storage import save_backbone
 from bioseq.cli import main
-from bioseq.errors import BioseqError, ReferenceSetError, SpecError
+from bioseq.errors import AlignmentError, BioseqError, ReferenceSetError, SpecError
+from bioseq.heads.head import Head
+from bioseq.homologs.alignment import write_a3m
 from bioseq.homologs.mmseqs import find_mmseqs
+from bioseq.homologs.profile import profile
+from bioseq.homologs.reading import READING
 from bioseq.homologs.reference import build_reference
 from bioseq.inference.homologs import find_homologs
 from bioseq.sequences.fasta import Record
@@ -168,6 +172,48 @@ def test_an_alignment_of_another_query_is_refused(place: Path, queries, tmp_path
         model.score(
             queries[0], [f"{queries[0][0]}1{'W' if queries[0][0] != 'W' else 'Y'}"], alignment=alignment
         )
+
+
+def test_an_alignment_is_read_in_place_of_a_search(
+    place: Path, queries, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """By the backbone, and by a head that reads profiles; what nothing reads is refused."""
+    model = bioseq.load(place / "bundle", homologs=place / "reference", threads=1)
+    a3m, fasta = tmp_path / "mine.a3m", tmp_path / "q.fasta"
+    (hits,) = bioseq.homologs(place / "reference", settings=READING, quiet=True).search(queries[:1])
+    write_a3m(hits, a3m)
+    want = model.embed(queries[:1])
+    plain = bioseq.load(place / "bundle", homologs="none", threads=1)
+    assert relative_error(plain.embed(queries[:1], alignment=a3m, homologs="auto"), want) <= 1e-5
+    width = 21 + 21
+    tensors = {
+        "features.mean": torch.zeros(width), "features.scale": torch.ones(width), "ood.mean": torch.zeros(32),
+        "ood.project": torch.eye(32)[:, :4].contiguous(), "ood.grid": torch.linspace(0, 3, 101),
+        "conv.0.weight": torch.randn(3, width, 3, generator=torch.Generator().manual_seed(0)),
+        "conv.0.bias": torch.zeros(3),
+    }  # fmt: skip
+    settings = {"blocks": ["profile"], "classes": ["H", "E", "C"], "reference": ""}
+    head = Head("shape", "per_residue", ["H", "E", "C"], settings, tensors, {"temperature": 1.0})
+    head.base_weights_hash = plain.weights_hash
+    monkeypatch.setattr("bioseq.heads.searching.check_reference", lambda *_: None)
+    monkeypatch.setattr("bioseq.heads.searching.find_profiles", lambda texts, **_: [profile(hits)])
+    plain.load_head("shape", head)
+    searched = plain.predict(queries[:1], ["shape"])[0]["shape"]
+    monkeypatch.setattr("bioseq.heads.searching.find_profiles", None)
+    (aligned,) = plain.predict(queries[:1], ["shape"], alignment=a3m)
+    assert np.allclose(aligned["shape"]["probabilities"], searched["probabilities"], atol=1e-6)
+    fasta.write_text(f">q\n{queries[0]}\n")
+    call = ["embed", str(fasta), "--model", str(place / "bundle"), "--homologs", "auto"]
+    monkeypatch.setattr("bioseq.homologs.reference.SHIPPED", place / "reference")
+    assert main([*call, "--alignment", str(a3m), "-o", str(tmp_path / "e.npz")]) == 0
+    assert relative_error(np.load(tmp_path / "e.npz")["embeddings"], want) <= 1e-5
+    fasta.write_text(f">q\n{queries[0]}\n>other\n{queries[1]}\n")
+    assert main([*call, "--alignment", str(a3m), "-o", str(tmp_path / "f.npz")]) == 1
+    assert "2 sequences were given" in capsys.readouterr().err
+    with pytest.raises(AlignmentError, match="none of its"):
+        plain.embed(queries[1:2], alignment=a3m)
+    with pytest.raises(SpecError, match="does not read homologs"):
+        bioseq.load("default").embed(queries[:1], alignment=a3m)
 
 
 def test_the_command_line_takes_the_set_or_none(place: Path, queries, tmp_path: Path, capsys) -> None:
