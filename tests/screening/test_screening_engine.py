@@ -154,7 +154,6 @@ def test_a_screen_equals_the_loop_and_itself_on_other_workers(artefacts, library
     assert "# melting" in (done.path / "report.html").read_text()
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_a_shard_with_searches_is_the_same_whoever_computes_it_again(tmp_path, monkeypatch):
     """Other shards before it, other threads of the search, and a cache of searches change nothing."""
     from bioseq.homologs import search
@@ -176,6 +175,7 @@ def test_a_shard_with_searches_is_the_same_whoever_computes_it_again(tmp_path, m
     assert max(found) >= 1 and first[0].cells["kin.nearest_identity"] == 1.0
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_the_error_policy_quarantines_long_records(artefacts, library, tmp_path):
     spec = make(
         artefacts, tmp_path / "run", names=("melting",), inputs=(str(library),), long_sequences="error"
