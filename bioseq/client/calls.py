@@ -2,7 +2,8 @@
 
 Sequences may come as a list or an iterator of strings or `Record`s. A sequence that the server refuses raises its
 error, with its index in the whole input; with `on_error="report"` the others are answered, its place holds None,
-and the error is in the client's `errors`. Numbers travel as Arrow.
+and the error is in the client's `errors`. Numbers travel as Arrow. `homologs` and `alignment` (a file here) are as
+in `Predictor`; reference sets are named, and are the server's.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,7 +49,7 @@ async def models(at: Connection) -> list[dict[str, Any]]:
 
 async def estimate(at: Connection, kind: str, *, homologs: str = "auto", **fields: Any) -> dict[str, Any]:
     """Tokens, seconds and bytes of an embed, predict, score, scan or screen, by the fields of `POST /v1/estimate`."""
-    return await ask(at, Call("POST", "/v1/estimate", _body(at, homologs, kind=kind, **fields)))
+    return await ask(at, Call("POST", "/v1/estimate", _body(at, homologs, None, kind=kind, **fields)))
 
 
 async def embed(
@@ -59,6 +61,7 @@ async def embed(
     per_residue: bool = False,
     long_sequences: str = "error",
     homologs: str = "auto",
+    alignment: str | Path | None = None,
     on_error: str = "raise",
     progress: bool = False,
 ) -> Any:
@@ -66,8 +69,9 @@ async def embed(
     `on_error="report"` a list, with None for what was refused."""
     layers = [int(layer) for layer in layers]
     body = _body(
-        at, homologs, pooling=pooling, layers=layers, per_residue=per_residue, long_sequences=long_sequences
-    )
+        at, homologs, alignment,
+        pooling=pooling, layers=layers, per_residue=per_residue, long_sequences=long_sequences,
+    )  # fmt: skip
     read = partial(vectors, column="embedding", layers=len(layers), ragged=per_residue)
     rows = await _all(at, seqs, "/v1/embed", body, read, on_error, progress)
     return rows if per_residue or on_error == "report" else stack(rows)
@@ -79,11 +83,12 @@ async def logits(
     *,
     long_sequences: str = "error",
     homologs: str = "auto",
+    alignment: str | Path | None = None,
     on_error: str = "raise",
     progress: bool = False,
 ) -> list[np.ndarray]:
     """As `Predictor.logits`: a list of float32 [L, V]."""
-    body = _body(at, homologs, long_sequences=long_sequences)
+    body = _body(at, homologs, alignment, long_sequences=long_sequences)
     read = partial(vectors, column="logits", ragged=True)
     return await _all(at, seqs, "/v1/logits", body, read, on_error, progress)
 
@@ -96,12 +101,13 @@ async def predict(
     nearest: int = 0,
     long_sequences: str = "error",
     homologs: str = "auto",
+    alignment: str | Path | None = None,
     on_error: str = "raise",
     progress: bool = False,
 ) -> list[dict[str, dict[str, Any]]]:
     """As `Predictor.predict`: one dict a sequence, keyed by head."""
     heads = [h for h in heads.split(",") if h] if isinstance(heads, str) else list(heads)
-    body = _body(at, homologs, heads=heads, nearest=nearest, long_sequences=long_sequences)
+    body = _body(at, homologs, alignment, heads=heads, nearest=nearest, long_sequences=long_sequences)
     return await _all(at, seqs, "/v1/predict", body, partial(predictions, heads=heads), on_error, progress)
 
 
@@ -113,12 +119,16 @@ async def score(
     strategy: str = "masked-marginals",
     long_sequences: str = "error",
     homologs: str = "auto",
+    alignment: str | Path | None = None,
     progress: bool = False,
 ) -> list[float]:
     """As `Predictor.score`."""
     most = (await limits(at))["max_variants"]
     names = [str(m) for m in mutants]
-    body = _body(at, homologs, sequence=_text(wild_type), strategy=strategy, long_sequences=long_sequences)
+    body = _body(
+        at, homologs, alignment,
+        sequence=_text(wild_type), strategy=strategy, long_sequences=long_sequences,
+    )  # fmt: skip
 
     async def page(some: list[str]) -> list[float]:
         table = await _table(at, "/v1/score", {**body, "mutants": some}, len(some))
@@ -135,10 +145,14 @@ async def scan(
     strategy: str = "masked-marginals",
     long_sequences: str = "error",
     homologs: str = "auto",
+    alignment: str | Path | None = None,
     progress: bool = False,
 ) -> np.ndarray:
     """As `Predictor.scan`: float32 [L, 20]. One request, so `progress` shows nothing."""
-    body = _body(at, homologs, sequence=_text(sequence), strategy=strategy, long_sequences=long_sequences)
+    body = _body(
+        at, homologs, alignment,
+        sequence=_text(sequence), strategy=strategy, long_sequences=long_sequences,
+    )  # fmt: skip
     return stack(vectors(await _table(at, "/v1/scan", body, None), "scores"))
 
 
@@ -149,14 +163,21 @@ def _text(sequence: str | Record) -> str:
     return sequence if isinstance(sequence, str) else sequence.sequence
 
 
-def _body(at: Connection, homologs: str, **fields: Any) -> dict[str, Any]:
-    """`homologs` is sent only where it is asked for: services before it refuse the field."""
+def _body(at: Connection, homologs: str, alignment: str | Path | None, **fields: Any) -> dict[str, Any]:
+    """`homologs` and the text of an `alignment` are sent only where they are asked for: services before them refuse
+    these fields. Raises `SpecError`, and `AlignmentError` for a file that cannot be read."""
     if not isinstance(homologs, str):
         raise SpecError(
             f"{type(homologs).__name__} was given. A service takes auto, none, default or the name of a reference set.",
             field="homologs",
         )
-    return {"model": at.model, **fields, **({} if homologs == "auto" else {"homologs": homologs})}
+    if homologs != "auto":
+        fields["homologs"] = homologs
+    if alignment is not None:
+        from bioseq.homologs.alignment import alignment_bytes
+
+        fields["alignment"] = alignment_bytes(alignment).decode("utf-8", "replace")
+    return {"model": at.model, **fields}
 
 
 async def _table(at: Connection, path: str, body: dict[str, Any], rows: int | None) -> Any:

@@ -120,7 +120,8 @@ def _rows(
     def remote(client: Any, chunk: list[Record], on_error: str) -> list[Any]:
         return client.embed(
             chunk, pooling=args.pooling, layers=args.layers, per_residue=args.per_residue,
-            long_sequences=args.long_sequences, homologs=args.homologs, on_error=on_error,
+            long_sequences=args.long_sequences, homologs=args.homologs, alignment=args.alignment,
+            on_error=on_error,
         )  # fmt: skip
 
     return compute_chunks(

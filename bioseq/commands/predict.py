@@ -106,7 +106,9 @@ def _rows(args: argparse.Namespace, counts: list[int]) -> Iterator[dict[str, Any
     }  # fmt: skip
 
     def remote(client: Any, chunk: list[Any], on_error: str) -> list[Any]:
-        return client.predict(chunk, **ask, homologs=args.homologs, on_error=on_error)
+        return client.predict(
+            chunk, **ask, homologs=args.homologs, alignment=args.alignment, on_error=on_error
+        )
 
     chunks = compute_chunks(
         args, counts, "predicting", chunk=CHUNK, prepare=ask, read=lambda a: a.predictions, remote=remote

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from bioseq.cli import api_key
-from bioseq.errors import SequenceError, SpecError
+from bioseq.errors import SequenceError
 
 if TYPE_CHECKING:
     from bioseq.inference.predictor import Predictor
@@ -69,15 +69,11 @@ def compute_chunks(
     `prepare` goes to `Predictor.prepare` and `read` takes the answer from what comes back; `remote` asks a client
     for a chunk under its `on_error`, with None for a record that it could not answer.
     """
-    from bioseq.inference.homologs import read_aligned
+    from bioseq.inference.homologs import let_read
     from bioseq.inference.predictor import Predictor
     from bioseq.progress import Progress
     from bioseq.sequences.fasta import read_many
 
-    if args.server and args.alignment:
-        raise SpecError(
-            "an alignment is read on this machine only.", field="alignment", hint="Leave out --server."
-        )
     engine = open_engine(args, args.homologs)
     records = iter(read_many(args.fasta, allow_empty=args.on_error == "skip"))
     total = _count(args.fasta)
@@ -100,9 +96,12 @@ def compute_chunks(
                         continue
                     kept.append(record)
                 if args.alignment:
-                    read_aligned(engine, engine.heads, queries, args.homologs, args.alignment)
+                    let_read(engine, engine.heads, queries, args.homologs, args.alignment)
                 found = engine.run(queries)
-                notes, results = [a.notes for a in found], [read(a) for a in found]
+                notes, results = [a.told for a in found], [read(a) for a in found]
+                for record, answer in zip(kept, found):
+                    for text in answer.notes:
+                        print(f"{record.source}: {record.id}: {text}", file=sys.stderr)
             else:
                 given = remote(engine, some, "raise" if args.on_error == "fail" else "report")
                 for refused in engine.errors:
@@ -110,9 +109,6 @@ def compute_chunks(
                 both = [(r, a) for r, a in zip(some, given, strict=True) if a is not None]
                 kept, results = [r for r, _ in both], [a for _, a in both]
                 notes = [()] * len(kept)
-            for record, note in zip(kept, notes):
-                for text in note:
-                    print(f"{record.source}: {record.id}: {text}", file=sys.stderr)
             counts[0] += len(kept)
             bar.add(len(some))
             if kept:

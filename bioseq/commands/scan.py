@@ -143,8 +143,9 @@ def _scan(args: argparse.Namespace, engine: Any, record: Record, options: dict[s
 
 def _write(out: Any, name: str, sequence: str, scored: Scored, letters: str) -> None:
     told = scored.homologs
+    weight = np.empty(0) if told is None or told.weight is None else told.weight
     for at, old in enumerate(sequence):
-        evidence = () if told is None else (told.number, f"{told.depth[at]:.6g}", f"{told.weight[at]:.6g}")
+        evidence = () if told is None else (told.number, f"{told.depth[at]:.6g}", f"{weight[at]:.6g}")
         for column, new in enumerate(letters):
             if new != old:
                 out.writerow([name, at + 1, old, new, f"{scored.values[at, column]:.6g}", *evidence])

@@ -47,14 +47,8 @@ def add_homolog_options(p: argparse.ArgumentParser) -> None:
 
 
 def homolog_options(args: argparse.Namespace) -> dict[str, Any]:
-    """--homologs and --alignment as the Python API and the client take them. Raises `SpecError`."""
-    if args.alignment is None:
-        return {"homologs": args.homologs}
-    if args.server:
-        raise SpecError(
-            "an alignment is read on this machine only.", field="alignment", hint="Leave out --server."
-        )
-    return {"alignment": args.alignment}
+    """--homologs and --alignment as the Python API and the client take them."""
+    return {"homologs": args.homologs} if args.alignment is None else {"alignment": args.alignment}
 
 
 def add_scoring_options(p: argparse.ArgumentParser) -> None:
@@ -164,6 +158,7 @@ def _correlation(measured: np.ndarray, values: np.ndarray, column: str) -> str:
 
 def _evidence(homologs: Homologs, variant: Variant) -> list[str]:
     """Number, effective number, and the model's mean weight at the variant's positions (at all, for WT)."""
+    assert homologs.weight is not None
     places = [m.position - 1 for m in variant.changes] or slice(None)
     return [
         str(homologs.number),

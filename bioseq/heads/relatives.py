@@ -105,5 +105,9 @@ def joined(parts: Sequence[Relatives]) -> Relatives:
 
 def searches(manifest: Manifest) -> bool:
     """Whether the head of this manifest reads homologs."""
-    blocks = (manifest.extra.get("head") or {}).get("blocks") or ()
-    return f"{FOLDER}/manifest.json" in manifest.files or "profile" in blocks
+    return f"{FOLDER}/manifest.json" in manifest.files or reads_profiles(manifest)
+
+
+def reads_profiles(manifest: Manifest) -> bool:
+    """Whether the head of this manifest reads profiles of homologs."""
+    return "profile" in ((manifest.extra.get("head") or {}).get("blocks") or ())

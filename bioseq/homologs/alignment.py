@@ -34,8 +34,24 @@ def read_alignment(path: str | Path, query: str | Record) -> Hits:
     query's columns are left out. Raises `AlignmentError` (cannot be read, empty, no row is the query, unequal
     columns, characters that are not residues) and `SequenceError`.
     """
-    name, wanted = str(path), clean(query)
-    rows = _rows(name)
+    return parse_alignment(alignment_bytes(path), query, str(path))
+
+
+def alignment_bytes(path: str | Path) -> bytes:
+    """The text of an alignment's file, unpacked. Raises `AlignmentError`."""
+    try:
+        return unpack(Path(path).read_bytes())
+    except OSError as error:
+        raise AlignmentError(
+            f"{path} cannot be read: {error.strerror or error}.", hint="Check the path."
+        ) from error
+    except DAMAGED as error:
+        raise AlignmentError(f"{path}: the packed file breaks off or is damaged.") from error
+
+
+def parse_alignment(data: bytes, query: str | Record, name: str = "the alignment") -> Hits:
+    """As `read_alignment`, of an alignment's text."""
+    wanted, rows = clean(query), _rows(name, data)
     if not rows:
         raise AlignmentError(f"{name}: there is no sequence in it.", hint=_NO_HINT)
     columns = [_BETWEEN.sub(b"", text) for _, text in rows]
@@ -77,15 +93,7 @@ def write_a3m(hits: Hits, path: str | Path, *, query_id: str = "query") -> None:
             out.write(b">%s\n%s\n" % (name.encode(), table[row].tobytes()))
 
 
-def _rows(name: str) -> list[tuple[str, bytes]]:
-    try:
-        data = unpack(Path(name).read_bytes())
-    except OSError as error:
-        raise AlignmentError(
-            f"{name} cannot be read: {error.strerror or error}.", hint="Check the path."
-        ) from error
-    except DAMAGED as error:
-        raise AlignmentError(f"{name}: the packed file breaks off or is damaged.") from error
+def _rows(name: str, data: bytes) -> list[tuple[str, bytes]]:
     rows = list(_stockholm(name, data) if data.lstrip().startswith(b"# STOCKHOLM") else _fasta(name, data))
     for number, (_, text) in enumerate(rows, 1):
         if not _ALLOWED.fullmatch(text):

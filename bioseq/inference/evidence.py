@@ -132,14 +132,15 @@ class Evidence:
         return out
 
     def summary(self) -> Homologs:
-        p = self.profile
-        return Homologs(self.source, p.n_homologs, p.neff, p.depth, self.mixture.weight(p.depth))
+        found = Found(self.profile, self.source)
+        return Homologs.of(found, self.mixture.weight(self.profile.depth))
 
     @property
     def note(self) -> str:
         """What stood behind an answer, in one line."""
         told = self.summary()
-        share = f"the model's weight beside them is {told.weight.mean():.2f}"
+        weight = self.mixture.weight(told.depth).mean()
+        share = f"the model's weight beside them is {weight:.2f}"
         if self.mixture.fitted is None:
             share += ", the default, as it was not fitted for this backbone"
         if not told.number:
@@ -151,13 +152,18 @@ class Evidence:
 @dataclass(frozen=True, slots=True)
 class Homologs:
     """What stood behind an answer: where the homologs are from, how many, their effective number, and by column
-    the effective number (`depth` [L]) and the model's weight (`weight` [L])."""
+    the effective number (`depth` [L]) and the model's weight (`weight` [L]; None for a backbone that reads homologs)."""
 
     source: str
     number: int
     effective: float
     depth: np.ndarray
-    weight: np.ndarray
+    weight: np.ndarray | None
+
+    @classmethod
+    def of(cls, found: Found, weight: np.ndarray | None = None) -> Homologs:
+        p = found.profile
+        return cls(found.source, p.n_homologs, p.neff, p.depth, weight)
 
 
 def residue_probabilities(

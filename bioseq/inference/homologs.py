@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bioseq.errors import SpecError
 from bioseq.heads.features import kept
-from bioseq.heads.head import Head
-from bioseq.homologs.alignment import read_alignment
+from bioseq.homologs.alignment import alignment_bytes, parse_alignment
 from bioseq.homologs.door import Homologs
 from bioseq.homologs.profile import Profile, profile
 from bioseq.homologs.reference import ReferenceSet
@@ -19,6 +19,9 @@ from bioseq.inference.evidence import Found, check_same
 from bioseq.inference.query import Query
 from bioseq.inference.variants import Model, give, reads_homologs
 from bioseq.sequences.fasta import Record
+
+if TYPE_CHECKING:
+    from bioseq.heads.head import Head
 
 NEAR_COPIES = 0.95
 HomologsOption = str | Path | ReferenceSet | Profile | Found
@@ -51,10 +54,8 @@ def find_homologs(
     if alignment is not None:
         if homologs != "auto":
             raise SpecError("give either homologs or an alignment.", field="alignment")
-        hits = read_alignment(alignment, _only(sequences))
-        if variants:
-            hits = without(hits, None, above_identity=NEAR_COPIES)
-        return [Found(profile(hits), Path(alignment).name)]
+        query, name = _only(sequences), Path(alignment).name
+        return [found_in(alignment_bytes(alignment), query, name, variants=variants)]
     if isinstance(homologs, Profile):
         homologs = Found(homologs, "the given profile")
     if isinstance(homologs, Found):
@@ -70,6 +71,16 @@ def find_homologs(
     return [Found(found, room.reference.name) for found in room.profiles(sequences)]
 
 
+def found_in(
+    text: bytes, query: str | Record, name: str = "the alignment", *, variants: bool = False
+) -> Found:
+    """The homologs in an alignment of the query. Raises `AlignmentError` and `SequenceError`."""
+    hits = parse_alignment(text, query, name)
+    if variants:
+        hits = without(hits, None, above_identity=NEAR_COPIES)
+    return Found(profile(hits), name)
+
+
 def find_one(
     model: Model, sequence: str | Record, homologs: HomologsOption, alignment: str | Path | None
 ) -> Found | None:
@@ -78,32 +89,39 @@ def find_one(
     return None if found is None else found[0]
 
 
-def read_aligned(
+def let_read(
     model: Model,
     heads: Mapping[str, Head],
     queries: Sequence[Query],
-    homologs: HomologsOption,
-    alignment: str | Path,
+    homologs: HomologsOption = "auto",
+    alignment: str | Path | None = None,
 ) -> None:
-    """Let the backbone, where it reads homologs, and the heads that read profiles have those of a user's alignment of the
-    one sequence in place of a search; hits above 95 % identity are left out, as in these searches. Raises `SpecError`
-    where nothing reads them, and what `find_homologs` raises."""
-    reading = [name for q in queries for name in q.heads if "profile" in heads[name].blocks]
-    if not reading and not reads_homologs(model):
+    """Which homologs a backbone that reads them has for these queries: auto its own set's, none, those in another set,
+    ready ones, or those of a user's `alignment` of the one sequence. An alignment is read by heads that read profiles
+    too. Hits above 95 % identity are left out, as in their own searches. Raises `SpecError` where nothing reads what
+    is given, and what `find_homologs` raises."""
+    if alignment is None and isinstance(homologs, str) and homologs in ("auto", "none"):
+        for query in queries:
+            query.reads = homologs == "auto"
+        return
+    reads = reads_homologs(model)
+    profiled = [h for q in queries for h in q.heads if alignment and "profile" in heads[h].blocks]
+    if not (reads or profiled):
         raise SpecError(
-            f"{model.name} does not read homologs" + (", nor do the heads read profiles." if heads else "."),
-            field="alignment",
-            hint="Leave it out; score, scan and logits take alignments with any backbone.",
+            f"{model.name} does not read homologs"
+            + (", nor do these heads read profiles." if any(q.heads for q in queries) else "."),
+            field="alignment" if alignment else "homologs",
+            hint="Leave them out; score, scan and logits take homologs with any backbone.",
         )
     texts = [model.alphabet.decode(q.ids) for q in queries]
     found = find_homologs(model, texts, homologs, alignment, auto="none", variants=True)
-    assert found is not None
-    (query,), (one,) = queries, found
-    if reads_homologs(model):
-        give(query, one)
-    query.told = {
-        name: heads[name].find(kept([query.sequence], [len(query.ids)]), [one.profile]) for name in reading
-    }
+    for query, one in zip(queries, found or (), strict=True):
+        if reads:
+            give(query, one)
+        query.told = {
+            name: heads[name].find(kept([query.sequence], [len(query.ids)]), [one.profile])
+            for name in profiled
+        }
 
 
 def _only(sequences: Sequence[str | Record]) -> str | Record:

@@ -29,20 +29,18 @@ from bioseq.heads.head import Head, check_base
 from bioseq.inference import batching
 from bioseq.inference.batching import SPECIAL_TOKENS, Window
 from bioseq.inference.evidence import Mixture, residue_probabilities
-from bioseq.inference.homologs import HomologsOption, find_homologs, read_aligned
+from bioseq.inference.homologs import HomologsOption, find_homologs, let_read
 from bioseq.inference.lanes import in_order
 from bioseq.inference.query import Part, Query, Result, Segment, merge
-from bioseq.inference.reading import HomologReader, wants_reading
+from bioseq.inference.reading import HomologReader
 from bioseq.inference.runner import BatchRunner
 from bioseq.inference.scoring import scan_sites, score_variants
-from bioseq.inference.variants import give
 from bioseq.progress import Progress
 from bioseq.sequences.alphabet import Alphabet, protein
 from bioseq.sequences.fasta import Record
 from bioseq.sequences.mutations import Variant
 
 LongSequences = Literal["error", "window", "truncate"]
-Reads = Literal["auto", "none"]
 WINDOW_OVERLAP = 256
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BUDGETS = {"cpu": 1024, "cuda": 65536}  # tokens a batch; on a CPU what fits its caches
@@ -137,7 +135,6 @@ class Predictor:
         long_sequences: LongSequences = "error",
         index: int | None = None,
         gaps: bool = False,
-        reads: bool = True,
     ) -> Query:
         """Check and encode one sequence. Cheap, no torch. Raises subclasses of `SequenceError` that name the
         record and position, and `NotFoundError` for an unknown head."""
@@ -198,7 +195,6 @@ class Predictor:
             cover=cover,
             overlap=overlap,
             routes=tuple(routes) or (None,),
-            reads=reads,
         )
 
     # -------------------------------------------------------------------- run
@@ -267,22 +263,19 @@ class Predictor:
         layers: Sequence[int] = (-1,),
         per_residue: bool = False,
         long_sequences: LongSequences = "error",
-        homologs: Reads = "auto",
+        homologs: HomologsOption = "auto",
         alignment: str | Path | None = None,
         progress: bool = False,
     ) -> Any:
         """Embeddings in input order, float32, not normalised.
 
         [N, D]; [N, layers, D] for several layers; with `per_residue` a list of [L_i, D] (or
-        [layers, L_i, D]). `pooling` is mean, max or cls. `homologs` "none": a backbone that reads homologs reads
-        none for these; `alignment`: those of this file, of the one sequence.
+        [layers, L_i, D]). `pooling` is mean, max or cls. For a backbone that reads homologs `homologs` is auto (its own
+        set), none, or another set, and `alignment` a file of the one sequence's.
         """
         options = EmbedOptions(pooling, tuple(layers), per_residue)  # type: ignore[arg-type]
-        queries = self._queries(
-            seqs, embed=options, long_sequences=long_sequences, reads=wants_reading(homologs)
-        )
-        if alignment is not None:
-            read_aligned(self, self.heads, queries, homologs, alignment)
+        queries = self._queries(seqs, embed=options, long_sequences=long_sequences)
+        let_read(self, self.heads, queries, homologs, alignment)
         rows = [r.embedding for r in self._run(queries, "embedding", progress)]
         if per_residue:
             return rows
@@ -310,18 +303,13 @@ class Predictor:
             raise BioseqError(f"{self.name} has no language-model head: it can embed only.")
         seqs = seqs if isinstance(seqs, str) else list(seqs)
         queries = self._queries(seqs, logits="all", long_sequences=long_sequences)
-        # what the model reads: a truncated sequence has the homologs of what was kept
-        kept = [self.alphabet.decode(q.ids) for q in queries]
-        # a backbone that reads homologs is never handed the protein itself or nearly (`bioseq.homologs.reading`)
-        found = find_homologs(
-            self, kept, homologs, alignment, auto="none", variants=self.config.reads_homologs
-        )
+        found = None
         if self.config.reads_homologs:
-            for i, query in enumerate(queries):
-                query.reads = homologs != "none"
-                if found is not None:
-                    give(query, found[i])
-            found = None
+            let_read(self, self.heads, queries, homologs, alignment)
+        else:
+            # what the model reads: a truncated sequence has the homologs of what was kept
+            kept = [self.alphabet.decode(q.ids) for q in queries]
+            found = find_homologs(self, kept, homologs, alignment, auto="none")
         logits: list[np.ndarray] = [r.logits for r in self._run(queries, "logits", progress)]  # type: ignore[misc]
         if found is None:
             return logits
@@ -338,7 +326,7 @@ class Predictor:
         nearest: int = 0,
         members: bool = False,
         long_sequences: LongSequences = "error",
-        homologs: Reads = "auto",
+        homologs: HomologsOption = "auto",
         alignment: str | Path | None = None,
         progress: bool = False,
     ) -> list[dict[str, dict[str, Any]]]:
@@ -353,10 +341,8 @@ class Predictor:
             nearest=nearest,
             members=members,
             long_sequences=long_sequences,
-            reads=wants_reading(homologs),
         )
-        if alignment is not None:
-            read_aligned(self, self.heads, queries, homologs, alignment)
+        let_read(self, self.heads, queries, homologs, alignment)
         return [r.predictions or {} for r in self._run(queries, "predicting", progress)]
 
     def score(

@@ -66,6 +66,11 @@ class Result:
     notes: tuple[str, ...] = ()
     homologs: int | None = None
 
+    @property
+    def told(self) -> tuple[str, ...]:
+        """`notes`, and what was read, in words."""
+        return self.notes if self.homologs is None else (*self.notes, f"{self.homologs} homologs read")
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:

@@ -61,14 +61,3 @@ def check_unread(homologs: str | Path | ReferenceSet, name: str) -> None:
     """Raise `SpecError` where a set is named for a backbone that does not read homologs."""
     if homologs not in ("auto", "none"):
         raise SpecError(f"{name} does not read homologs.", field="homologs", hint="Leave it out.")
-
-
-def wants_reading(homologs: str) -> bool:
-    """What a call's option says: auto or none. Raises `SpecError` for another."""
-    if homologs not in ("auto", "none"):
-        raise SpecError(
-            f"{homologs!r} is not one of auto, none.",
-            field="homologs",
-            hint="Load the backbone with another set.",
-        )
-    return homologs == "auto"

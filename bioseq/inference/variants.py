@@ -148,9 +148,7 @@ class WildType:
             return self
         if reads_homologs(self.model):
             give(self.query, found)
-            return replace(
-                self, notes=(*self.notes, f"{found.profile.n_homologs} homologs in {found.source}")
-            )
+            return self
         beside = Evidence.of(found, self.model.mixture, len(self.query.ids))
         return replace(self, notes=(*self.notes, beside.note), evidence=beside)
 
@@ -165,7 +163,9 @@ class WildType:
         return singles(self.letters, self.model.alphabet)
 
     def scored(self, values: np.ndarray) -> Scored:
-        return Scored(values, self.notes, None if self.evidence is None else self.evidence.summary())
+        if self.evidence is None:
+            return Scored(values, Result(notes=self.notes, homologs=self.query.homologs).told)
+        return Scored(values, self.notes, self.evidence.summary())
 
     def fold(self, values: np.ndarray) -> np.ndarray:
         """Scores in the order of `singles` as float32 [L, 20], wild type 0."""

@@ -27,7 +27,8 @@ class Ask:
 
     `offset` is the place of the first sequence in the whole request, for error messages. `options` hold what
     is particular to the kind. `admitted`: the request's first slice was accepted, so this one must be. `reference` is
-    where homologs are searched before an engine is asked, which gives `found`, one a sequence; `reads`: the
+    where homologs are searched before an engine is asked, or `alignment` the text that has those of the one sequence,
+    which gives `found`, one a sequence; `reads`: the
     backbone reads them itself; `searching` are the heads
     that read homologs, which gives `told` for each of them, one a sequence. Engines never search. `residues` are those of
     each sequence that are computed. `caller` is the key's id: callers share an engine fairly.
@@ -44,6 +45,7 @@ class Ask:
     caller: str = ""
     reference: str | None = None
     found: tuple[Found, ...] = field(default=(), repr=False)
+    alignment: str | None = field(default=None, repr=False)
     reads: bool = False
     searching: tuple[str, ...] = ()
     told: dict[str, tuple[Relatives, ...]] = field(default_factory=dict, repr=False)

@@ -23,6 +23,7 @@ from serving.engine.batcher import Engine
 from serving.engine.queueing import EngineDead, Observer
 
 if TYPE_CHECKING:
+    from bioseq.inference.evidence import Homologs
     from bioseq.inference.predictor import Predictor
     from serving.engine.catalogue import Catalogue
     from serving.settings import Settings
@@ -264,14 +265,14 @@ class Host:
                 give(query, ask.found[i])
         results = await self.engine.submit(predictor, queries, admitted=ask.admitted, caller=ask.caller)
         _raise_first(results)
-        notes = tuple(r.notes for r in results)
+        notes = tuple(r.told for r in results)
         if ask.kind == "predict":
             return Reply(predictions=[r.predictions for r in results], notes=notes)
         rows = [r.embedding if ask.kind == "embed" else r.logits for r in results]
         if ask.found and not ask.reads:
             return await asyncio.to_thread(_beside_homologs, predictor, ask, rows, notes)
         ragged = ask.kind == "logits" or ask.options["per_residue"]
-        return Reply(arrays=rows if ragged else np.stack(rows), notes=notes)
+        return Reply(arrays=rows if ragged else np.stack(rows), notes=notes, homologs=_read(ask))
 
     @staticmethod
     def _searching(predictor: Predictor, ask: Ask) -> list[str]:
@@ -300,10 +301,17 @@ class Host:
         _raise_first(results)
         scored = plan.finish(results)
         notes = (tuple(scored.notes),)
-        told = None if scored.homologs is None else (scored.homologs,)
+        told = _read(ask) if scored.homologs is None else (scored.homologs,)
         if ask.kind == "scan":
             return Reply(arrays=[scored.values], notes=notes, homologs=told)
         return Reply(scores=[float(v) for v in scored.values], notes=notes, homologs=told)
+
+
+def _read(ask: Ask) -> tuple[Homologs, ...] | None:
+    """What a backbone read that reads homologs."""
+    from bioseq.inference.evidence import Homologs
+
+    return tuple(map(Homologs.of, ask.found)) if ask.reads and ask.found else None
 
 
 def _beside_homologs(predictor: Predictor, ask: Ask, rows: list[Any], notes: Any) -> Reply:

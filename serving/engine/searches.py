@@ -26,17 +26,20 @@ if TYPE_CHECKING:
     from bioseq.bundles.registry import Registry
     from bioseq.heads.relatives import Relatives
     from bioseq.heads.searching import HeadSearch
+    from bioseq.homologs.profile import Profile
     from bioseq.inference.evidence import Found
     from serving.settings import Settings
 
 BUDGET = 200_000  # residues of one search
+READ = 100  # letters of an alignment that are read while one residue is searched
 FLOOR = 4_000  # residues below which a search hardly gets shorter
 
 
 @dataclass(frozen=True, slots=True)
 class SearchAsk:
     """Sequences whose homologs in `reference` are wanted, and what homologs say of them to `heads`, exact names;
-    `variants` leaves near copies out (see `bioseq.inference.homologs`). `admitted`: the request's first slice was
+    `variants` leaves near copies out (see `bioseq.inference.homologs`). `alignment`: the text of the one sequence's, which
+    is taken instead of a search. `admitted`: the request's first slice was
     accepted, so this one must be."""
 
     reference: str | None
@@ -47,6 +50,7 @@ class SearchAsk:
     timeout_s: float = 600.0
     caller: str = ""
     heads: tuple[str, ...] = ()
+    alignment: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +65,17 @@ class SearchReply:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One sequence in the queue."""
+    """One sequence in the queue; its `alignment`, or the `profile` of one, is taken instead of a search."""
 
     sequence: str
     place: int
+    alignment: str | None = None
+    profile: Profile | None = None
 
     @property
     def tokens(self) -> int:
-        return len(self.sequence)
+        """Residues that take as long to search."""
+        return len(self.sequence) + len(self.alignment or "") // READ
 
 
 class Searcher(ABC):
@@ -77,14 +84,14 @@ class Searcher(ABC):
     budget = BUDGET
 
     @abstractmethod
-    def find(self, sequences: list[str]) -> list[Any]:
-        """What is found for each."""
+    def find(self, queries: Sequence[Wanted]) -> list[Any]:
+        """What is found for each, or its error."""
 
     def run(self, queries: Sequence[Wanted]) -> list[Any]:
         """In order. What is not a sequence's fault is every query's error at once, so that the engine does not look for
         the one at fault."""
         try:
-            return self.find([q.sequence for q in queries])
+            return self.find(queries)
         except SequenceError:
             raise
         except BioseqError as error:
@@ -104,10 +111,28 @@ class Reference(Searcher):
         self.door = Homologs(where, settings=settings, threads=threads, quiet=True)
         self.name = self.door.reference.name
 
-    def find(self, sequences: list[str]) -> list[Any]:
+    def find(self, queries: Sequence[Wanted]) -> list[Any]:
         from bioseq.inference.evidence import Found
 
-        return [Found(profile, self.name) for profile in self.door.profiles(sequences)]
+        return [Found(profile, self.name) for profile in self.door.profiles([q.sequence for q in queries])]
+
+
+class Alignments(Searcher):
+    """Alignments that came with the requests."""
+
+    def __init__(self, variants: bool):
+        self.variants = variants
+
+    def find(self, queries: Sequence[Wanted]) -> list[Any]:
+        from bioseq.inference.homologs import found_in
+
+        found: list[Any] = []
+        for q in queries:
+            try:
+                found.append(found_in((q.alignment or "").encode(), q.sequence, variants=self.variants))
+            except BioseqError as error:
+                found.append(error)
+        return found
 
 
 class OfHead(Searcher):
@@ -116,8 +141,16 @@ class OfHead(Searcher):
     def __init__(self, search: HeadSearch, threads: int | None):
         self.search, self.threads = search, threads
 
-    def find(self, sequences: list[str]) -> list[Any]:
-        return list(self.search.find(sequences, threads=self.threads).each(len(sequences)))
+    def find(self, queries: Sequence[Wanted]) -> list[Any]:
+        told: dict[int, Any] = {}
+        for given in (False, True):
+            some = [i for i, q in enumerate(queries) if (q.profile is not None) == given]
+            if some:
+                profiles = [q.profile for q in queries if q.profile is not None] if given else None
+                texts = [queries[i].sequence for i in some]
+                found = self.search.find(texts, profiles, threads=self.threads)
+                told |= dict(zip(some, found.each(len(some)), strict=True))
+        return [told[i] for i in range(len(queries))]
 
 
 def unavailable(error: BioseqError) -> ServiceError:
@@ -138,6 +171,7 @@ class Searches:
         self.references = settings.references
         self._opened: dict[tuple[str, bool], Reference] = {}
         self._heads: OrderedDict[str, OfHead] = OrderedDict()
+        self._aligned = {variants: Alignments(variants) for variants in (False, True)}
         self._lock = threading.Lock()
         self.engine = Engine(
             lanes=1,
@@ -220,9 +254,13 @@ class Searches:
         try:
             async with asyncio.timeout(ask.timeout_s):
                 found: list[Any] = []
-                if ask.reference is not None:
-                    found = await self._all(ask, self._open, ask.reference, ask.variants)
-                told = {head: tuple(await self._all(ask, self._head, head)) for head in ask.heads}
+                wanted = [Wanted(s, i, ask.alignment) for i, s in enumerate(ask.sequences)]
+                if ask.alignment is not None:
+                    found = await self._all(ask, wanted, self._aligned.__getitem__, ask.variants)
+                    wanted = [Wanted(ask.sequences[0], 0, profile=found[0].profile)]
+                elif ask.reference is not None:
+                    found = await self._all(ask, wanted, self._open, ask.reference, ask.variants)
+                told = {head: tuple(await self._all(ask, wanted, self._head, head)) for head in ask.heads}
         except TimeoutError:
             fault = Fault("ServiceError", "the request's time ran out.", "request.timeout", status=408)
             return SearchReply(fault)
@@ -233,7 +271,9 @@ class Searches:
             return SearchReply(Fault.of(error))
         return SearchReply(None, tuple(found), told, time.perf_counter() - began)
 
-    async def _all(self, ask: SearchAsk, opener: Callable[..., Searcher], *what: Any) -> list[Any]:
+    async def _all(
+        self, ask: SearchAsk, wanted: list[Wanted], opener: Callable[..., Searcher], *what: Any
+    ) -> list[Any]:
         """What one searcher finds for each sequence. Raises the first sequence's error."""
         try:
             runner = await asyncio.to_thread(opener, *what)
@@ -241,7 +281,6 @@ class Searches:
             raise
         except BioseqError as error:
             raise unavailable(error) from error
-        wanted = [Wanted(s, i) for i, s in enumerate(ask.sequences)]
         found = await self.engine.submit(runner, wanted, admitted=ask.admitted, caller=ask.caller)
         for place, one in enumerate(found):
             if isinstance(one, SequenceError):

@@ -9,6 +9,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from fastapi import Request
 from starlette.responses import Response, StreamingResponse
@@ -34,6 +35,8 @@ class Order(ABC):
     heads: Sequence[str] = ()
     long_sequences: str = "error"
     homologs: str = "auto"  # none, a reference set, or auto
+    alignment: str | None = None  # the text of one, in place of a search
+    mixes: ClassVar[bool] = False  # homologs stand beside a backbone that does not read them
 
     def auto(self, service: Service) -> str:
         """The reference set that auto stands for, beside what a backbone or head reads itself."""
@@ -96,6 +99,7 @@ async def answer(request: Request, key: KeyInfo, order: Order) -> Response:
     ask = replace(
         order.ask(target), timeout_s=settings.request_s, caller=key.id, searching=target.searching,
         reference=await _reference(order, target, service), reads=target.reads_homologs,
+        alignment=order.alignment,
     )  # fmt: skip
     first, *later = [
         replace(
@@ -124,12 +128,19 @@ async def _reference(order: Order, target: Target, service: Service) -> str | No
     """Where the homologs of this request are searched. Raises `SpecError`, `Problem` 404."""
     proteins = target.shape.alphabet.name == "protein"
     name = order.homologs
+    if order.alignment is not None:
+        _check_alignment(order, target)
+        return None
     if name == "auto":
         if target.reads_homologs:
             return await own_set(service, target)
         name = order.auto(service) if proteins else "none"
     if name == "none":
         return None
+    if not order.mixes and not target.reads_homologs:
+        raise SpecError(
+            f"{target.model.name} does not read homologs.", field="homologs", hint="Leave them out."
+        )
     if not service.settings.searches:
         raise Problem(
             404, "homologs.not_found", "this server does not search for homologs. Ask with homologs 'none'."
@@ -140,6 +151,23 @@ async def _reference(order: Order, target: Target, service: Service) -> str | No
             field="homologs",
         )
     return name
+
+
+def _check_alignment(order: Order, target: Target) -> None:
+    """Raises `SpecError` for an alignment that nothing reads, or that is not of one protein."""
+    if order.homologs != "auto":
+        told = "give either homologs or an alignment."
+    elif len(order.sequences) != 1:
+        told = f"{len(order.sequences)} sequences were given; an alignment belongs to one."
+    elif target.shape.alphabet.name != "protein":
+        told = f"{target.model.name} reads {target.shape.alphabet.name}; homologs are those of proteins."
+    elif not (order.mixes or target.reads_homologs or target.profiles):
+        told = f"{target.model.name} does not read homologs" + (
+            ", nor do these heads read profiles." if order.heads else "."
+        )
+    else:
+        return
+    raise SpecError(told, field="alignment")
 
 
 async def _charge(request: Request, key: KeyInfo, target: Target, items: int, tokens: int) -> int:
@@ -171,9 +199,9 @@ async def _charge(request: Request, key: KeyInfo, target: Target, items: int, to
 async def _reply(request: Request, ask: Ask) -> Reply:
     """One slice: its homologs, if they are wanted, then the engine. A fault is raised as its error."""
     service = service_of(request)
-    if ask.reference is not None or ask.searching:
+    if ask.reference is not None or ask.alignment is not None or ask.searching:
         said = await _homologs(request, ask)
-        ask = replace(ask, found=said.found, told=said.told)
+        ask = replace(ask, found=said.found, told=said.told, alignment=None)
     with service.tracing.ask(ask.kind, ask.model, ask.heads, len(ask.sequences)) as span:
         reply = await service.link.answer(ask)
         if span is not None:
@@ -191,12 +219,13 @@ async def _homologs(request: Request, ask: Ask) -> SearchReply:
         SearchAsk(
             ask.reference,
             tuple(kept(ask.sequences, ask.residues)),
-            ask.reads or ask.kind in ("score", "scan"),
+            ask.reads or ask.kind in ("score", "scan", "predict"),
             ask.offset,
             ask.admitted,
             ask.timeout_s,
             ask.caller,
             ask.searching,
+            ask.alignment,
         )
     )
     told = request.scope["bioseq.asked"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from bioseq.bundles.manifest import Manifest
 from bioseq.errors import NotFoundError, ServiceError
-from bioseq.heads.relatives import searches
+from bioseq.heads.relatives import reads_profiles, searches
 from bioseq.homologs.reference import open_reference
 from serving.engine.catalogue import Model
 from serving.http.checks import Shape
@@ -24,6 +24,7 @@ class Target:
     manifest: Manifest
     heads: dict[str, Model] = field(default_factory=dict)
     searching: tuple[str, ...] = ()  # exact names of the heads that read homologs
+    profiles: bool = False  # whether a head reads profiles
     routes: int = 1  # passes over each sequence: the bare backbone, and each head with weights of its own
 
     @property
@@ -52,16 +53,17 @@ async def _find(service: Service, model: str, heads: Sequence[str]) -> Target:
     chosen = {name: catalogue.head(name, backbone) for name in heads}
     routes = 0
     plain = not chosen
-    searching = []
+    searching, profiles = [], False
     for head in {m.exact: m for m in chosen.values()}.values():
         found = await _manifest(service, head)
         if searches(found):
             searching.append(head.exact)
+        profiles |= reads_profiles(found)
         if _own_weights(found):
             routes += 1
         else:
             plain = True
-    return Target(backbone, Shape.of(manifest), manifest, chosen, tuple(searching), routes + plain)
+    return Target(backbone, Shape.of(manifest), manifest, chosen, tuple(searching), profiles, routes + plain)
 
 
 async def own_set(service: Service, target: Target) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ from client_service import URL, StandIn, problem, stream_of, vector_of
 
 import bioseq
 from bioseq.client import AsyncClient, Client
-from bioseq.errors import IllegalResidueError, SequenceError, ServiceError, SpecError
+from bioseq.errors import AlignmentError, IllegalResidueError, SequenceError, ServiceError, SpecError
 
 SEQS = ["MK", "ACD", "GGGG", "WWWWW", "MKTAY", "L", "YV", "HHH", "T" * 9, "CAT"]
 
@@ -66,6 +67,16 @@ def test_homologs_travel_only_where_asked_for(ask, method, args):
     assert [b.get("homologs") for b in service.bodies] == [None, "none", "default", "uniref"]
     with pytest.raises(SpecError, match="homologs"):
         ask(service, method, *args, homologs=["uniref"])
+
+
+@pytest.mark.parametrize(("method", "args"), CALLS[:-1])
+def test_the_text_of_an_alignment_travels(ask, tmp_path, method, args):
+    service, file = StandIn(), tmp_path / "mine.a3m.gz"
+    file.write_bytes(gzip.compress(b">q\nMK\n>a\nMR\n"))
+    ask(service, method, *args, alignment=file)
+    assert service.bodies[-1]["alignment"] == ">q\nMK\n>a\nMR\n" and "homologs" not in service.bodies[-1]
+    with pytest.raises(AlignmentError, match="cannot be read"):
+        ask(service, method, *args, alignment=tmp_path / "nowhere.a3m")
 
 
 def test_what_passes_is_hidden(ask, pauses):

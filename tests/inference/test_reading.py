@@ -141,8 +141,20 @@ def test_a_call_may_leave_homologs_out(place: Path, queries) -> None:
     assert np.array_equal(model.embed(queries[:2], homologs="none"), plain.embed(queries[:2]))
     assert np.array_equal(model.logits(queries[:1], homologs="none")[0], plain.logits(queries[:1])[0])
     assert relative_error(model.embed(queries[:2]), plain.embed(queries[:2])) > 1e-3
-    with pytest.raises(SpecError, match="not one of auto, none"):
-        model.embed(queries[:1], homologs="other")  # type: ignore[arg-type]
+    # a named set is read in place of its own, by each sequence alone as among others
+    few = [
+        model.embed(queries[:2], homologs=place / "other"),
+        plain.embed(queries[:1], homologs=place / "other"),
+    ]
+    assert relative_error(few[0][0], few[1][0]) <= 1e-5
+    assert relative_error(few[0][0], model.embed(queries[:1])[0]) > 1e-3
+    assert np.array_equal(few[0][1], plain.embed(queries[1:2])[0]), (
+        "of its family there is nothing in that set"
+    )
+    with pytest.raises(ReferenceSetError, match="does not exist"):
+        model.embed(queries[:1], homologs="elsewhere")
+    with pytest.raises(SpecError, match="does not read homologs"):
+        bioseq.load("default").embed(queries[:1], homologs=place / "other")
 
 
 def test_a_scan_searches_its_wild_type_once(place: Path, queries, monkeypatch) -> None:

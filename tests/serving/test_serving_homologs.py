@@ -106,6 +106,13 @@ def test_logits_beside_homologs(with_family, registry, reference):
             assert got[0]["homologs"]["number"] >= 8 and got[1]["homologs"]["number"] == 0
             plain = (await http.post("/v1/logits", json={"sequences": [masked]})).json()["data"]
             assert plain[0].get("homologs") is None
+            for path, extra in (("/v1/logits", {"sequences": [WILD]}), ("/v1/scan", {"sequence": WILD})):
+                mine = {**extra, "alignment": f">q\n{WILD}\n>a\n{relatives(WILD, 1, 3)[0]}\n"}
+                r = (await http.post(path, json=mine)).json()
+                found = r["homologs"] if path == "/v1/scan" else r["data"][0]["homologs"]
+                assert (found["number"], found["source"]) == (1, "the alignment") and 0 <= found[
+                    "weight"
+                ] <= 1
 
     asyncio.run(go())
 
@@ -228,7 +235,7 @@ def reading_heads(registry, bundles, reference, tmp_path, monkeypatch):
 
 
 def test_heads_that_read_homologs_are_searched_for_apart_from_the_engines(
-    reading_heads, serve, registry, monkeypatch
+    reading_heads, serve, registry, monkeypatch, tmp_path
 ):
     """As the library predicts, with no search in an engine's thread, and without a search where none is needed."""
     from bioseq.heads import homology, profiles
@@ -237,6 +244,10 @@ def test_heads_that_read_homologs_are_searched_for_apart_from_the_engines(
     model = load("tiny@1", registry=registry, threads=1)
     want = model.predict(sequences, [*reading_heads, "soluble"])
     assert want[0]["kin"]["homologs"]["number"] == 6 and want[0]["kin"]["nearest"]
+    a3m = tmp_path / "mine.a3m"
+    a3m.write_text("".join(f">{i}\n{s}\n" for i, s in enumerate([WILD, *relatives(WILD, 2, 3)])))
+    (aligned,) = model.predict([WILD], reading_heads, alignment=a3m)
+    assert aligned["shape"]["probabilities"] != want[0]["shape"]["probabilities"]
     threads: list[threading.Thread] = []
     for room, name in ((homology, "search"), (profiles, "find_profiles")):
         real = getattr(room, name)
@@ -259,6 +270,10 @@ def test_heads_that_read_homologs_are_searched_for_apart_from_the_engines(
             assert not threads
             cost = {"kind": "predict", "sequences": [WILD], "heads": ["kin"]}
             assert (await http.post("/v1/estimate", json=cost)).json()["search_seconds"] > 0
+            one = {"sequences": [WILD], "heads": reading_heads, "alignment": a3m.read_text()}
+            mine = (await http.post("/v1/predict", json=one)).json()["data"][0]["predictions"]
+            same(mine, aligned)
+            assert (await http.post("/v1/predict", json=one | {"heads": ["kin"]})).status_code == 422
             long = {"sequences": [WILD * 20], "heads": reading_heads, "long_sequences": "truncate"}
             cut = (await http.post("/v1/predict", json=long)).json()["data"][0]["predictions"]
             same(cut, model.predict([WILD * 20], reading_heads, long_sequences="truncate")[0])
@@ -289,6 +304,11 @@ def test_a_backbone_that_reads_homologs_is_given_those_of_its_own_set(
     want = [model.embed(body["sequences"], long_sequences="truncate", homologs=h) for h in ("auto", "none")]
     logits = model.logits(body["sequences"], long_sequences="truncate")
     scan = model.scan(WILD[:70])
+    told = model.run([model.prepare(WILD[:70])])[0].homologs
+    a3m = tmp_path / "mine.a3m"
+    family = [s[:70] for s in relatives(WILD, 2, 3)]
+    a3m.write_text("".join(f">{i}\n{s}\n" for i, s in enumerate([WILD[:70], *family, WILD[:70]])))
+    aligned = model.embed([WILD[:70]], alignment=a3m)[0]
     monkeypatch.setattr(HomologReader, "read", None)  # what an engine would search with
 
     async def go():
@@ -296,10 +316,26 @@ def test_a_backbone_that_reads_homologs_is_given_those_of_its_own_set(
             for homologs, vectors in zip(("auto", "none"), want, strict=True):
                 got = (await http.post("/v1/embed", json=body | {"homologs": homologs})).json()["data"]
                 assert relative([np.array(g["embedding"]) for g in got], vectors) <= 1e-4
-            got = (await http.post("/v1/logits", json=body)).json()["data"]
-            assert relative([np.array(g["logits"]) for g in got], logits) <= 1e-4
+            for homologs in ({}, {"homologs": "family"}):  # read once, and not mixed in again
+                got = (await http.post("/v1/logits", json=body | homologs)).json()["data"]
+                assert relative([np.array(g["logits"]) for g in got], logits) <= 1e-4
+                assert got[0]["homologs"]["number"] == told and got[0]["homologs"]["weight"] is None
+                assert f"{told} homologs read" in got[0]["notes"]
             got = (await http.post("/v1/scan", json={"model": "reading", "sequence": WILD[:70]})).json()
             assert relative([np.array(got["scores"])], [scan]) <= 1e-4
+            assert got["homologs"]["number"] == told and got["weights"] is None
+            one = {"model": "reading", "sequences": [WILD[:70]], "alignment": a3m.read_text()}
+            got = (await http.post("/v1/embed", json=one)).json()["data"][0]
+            assert relative([np.array(got["embedding"])], [aligned]) <= 1e-4
+            assert got["notes"] == ["2 homologs read"]
+            for wrong, why in (
+                ({"homologs": "family"}, "either"), ({"sequences": [WILD[:70]] * 2}, "2 sequences"),
+                ({"sequences": [WILD[1:70]]}, "none of its 4 rows is the query"), ({"alignment": "rows"}, "neither"),
+                ({"alignment": ">q\nMK1\n"}, "row 1"), ({"model": "tiny"}, "does not read homologs"),
+            ):  # fmt: skip
+                r = await http.post("/v1/embed", json=one | wrong)
+                assert r.status_code == 422 and why in r.json()["detail"], r.text
+                assert WILD[5:20] not in r.text
         async with with_family(reference_sets=[], homologs="none") as http:
             r = await http.post("/v1/embed", json=body)
             assert (r.status_code, r.json()["code"]) == (503, "homologs.not_found")

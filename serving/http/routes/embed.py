@@ -64,7 +64,7 @@ class EmbedOrder(Order):
     def __init__(self, body: EmbedRequest, media: str):
         super().__init__(
             model=body.model, sequences=body.sequences, long_sequences=body.long_sequences,
-            homologs=body.homologs,
+            homologs=body.homologs, alignment=body.alignment,
         )  # fmt: skip
         self.body, self.media = body, media
 
@@ -104,10 +104,12 @@ async def logits(
 
 
 class LogitsOrder(Order):
+    mixes = True
+
     def __init__(self, body: LogitsRequest, media: str):
         super().__init__(
             model=body.model, sequences=body.sequences, long_sequences=body.long_sequences,
-            homologs=body.homologs,
+            homologs=body.homologs, alignment=body.alignment,
         )  # fmt: skip
         self.body, self.media = body, media
 

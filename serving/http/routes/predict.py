@@ -48,7 +48,7 @@ class PredictOrder(Order):
     def __init__(self, body: PredictRequest, media: str):
         super().__init__(
             model=body.model, sequences=body.sequences, heads=body.heads,
-            long_sequences=body.long_sequences, homologs=body.homologs,
+            long_sequences=body.long_sequences, homologs=body.homologs, alignment=body.alignment,
         )  # fmt: skip
         self.body, self.media = body, media
         if len(set(body.heads)) < len(body.heads):

@@ -55,11 +55,12 @@ async def scan(
 
 class _VariantOrder(Order):
     body: ScoreRequest | ScanRequest
+    mixes = True
 
     def __init__(self, body: ScoreRequest | ScanRequest, media: str):
         super().__init__(
             model=body.model, sequences=[body.sequence], long_sequences=body.long_sequences,
-            homologs=body.homologs,
+            homologs=body.homologs, alignment=body.alignment,
         )  # fmt: skip
         self.body, self.media = body, media
 

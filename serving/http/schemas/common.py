@@ -54,9 +54,21 @@ Homologs = Annotated[
     ),
 ]
 OwnHomologs = Annotated[
-    Literal["auto", "none"],
+    str,
     Field(
-        description="`auto`: those that the model or head reads itself, if it does. Nothing else is searched."
+        min_length=1,
+        max_length=120,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        description="For a model that reads homologs: `auto` (its own reference set), `none`, or another reference set of "
+        "this server.",
+    ),
+]
+Alignment = Annotated[
+    str | None,
+    Field(
+        min_length=1,
+        description="The homologs of the one sequence, in place of a search: the text of an a3m, a2m, aligned FASTA or "
+        "Stockholm file.",
     ),
 ]
 
@@ -79,7 +91,9 @@ class HomologInfo(Answer):
     source: str = Field(description="The reference set.")
     number: int = Field(description="Homologs found.")
     effective: float = Field(description="Effective number of homologs: near copies count once.")
-    weight: float = Field(description="The model's weight beside them, 0 to 1: the mean over residues.")
+    weight: float | None = Field(
+        description="The model's weight beside them, 0 to 1: the mean over residues. Null for a model that reads them."
+    )
 
 
 def homolog_info(found: Any) -> dict[str, Any]:
@@ -88,7 +102,7 @@ def homolog_info(found: Any) -> dict[str, Any]:
         "source": found.source,
         "number": int(found.number),
         "effective": round(float(found.effective), 3),
-        "weight": round(float(found.weight.mean()), 4),
+        "weight": None if found.weight is None else round(float(found.weight.mean()), 4),
     }
 
 

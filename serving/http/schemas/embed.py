@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 
 from serving.http.schemas.common import (
     EXAMPLES,
+    Alignment,
     Answer,
     HomologInfo,
     Homologs,
@@ -33,6 +34,7 @@ class EmbedRequest(Wire):
     per_residue: bool = Field(False, description="One vector a residue instead of a pooled one.")
     long_sequences: LongSequences = "error"
     homologs: OwnHomologs = "auto"
+    alignment: Alignment = None
     dtype: Literal["float32", "float16"] = "float32"
 
 
@@ -59,6 +61,7 @@ class LogitsRequest(Wire):
     model: ModelName = "default"
     long_sequences: LongSequences = "error"
     homologs: Homologs = "auto"
+    alignment: Alignment = None
     dtype: Literal["float32", "float16"] = "float32"
 
 

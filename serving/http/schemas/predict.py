@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving.http.schemas.common import (
+    Alignment,
     Answer,
     HeadName,
     LongSequences,
@@ -32,6 +33,7 @@ class PredictRequest(Wire):
     ] = 0
     long_sequences: LongSequences = "error"
     homologs: OwnHomologs = "auto"
+    alignment: Alignment = None
 
 
 class Prediction(BaseModel):

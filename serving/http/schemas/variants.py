@@ -9,6 +9,7 @@ from pydantic import Field
 from serving.http.schemas.common import (
     EXAMPLES,
     MAX_ITEMS,
+    Alignment,
     Answer,
     HomologInfo,
     Homologs,
@@ -35,6 +36,7 @@ class ScoreRequest(Wire):
     strategy: Strategy = "masked-marginals"
     long_sequences: Long = "error"
     homologs: Homologs = "auto"
+    alignment: Alignment = None
 
 
 class ScoreResponse(Answer):
@@ -56,6 +58,7 @@ class ScanRequest(Wire):
     strategy: Strategy = "masked-marginals"
     long_sequences: Long = "error"
     homologs: Homologs = "auto"
+    alignment: Alignment = None
 
 
 class ScanResponse(Answer):
