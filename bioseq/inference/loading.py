@@ -32,8 +32,9 @@ def load(
     `BundleError`, `CheckpointError`, and `ReferenceSetError` for another set.
     """
     from bioseq.bundles.bundle import is_checkpoint, open_bundle
+    from bioseq.homologs.reading import own_set
     from bioseq.inference.predictor import Predictor
-    from bioseq.inference.reading import check_unread, reader_of
+    from bioseq.inference.reading import HomologReader, check_unread
     from bioseq.sequences.alphabet import by_name
 
     path = Path(name_or_path)
@@ -66,11 +67,12 @@ def load(
             hint=f"Load its backbone and call predict(..., heads=[{str(name_or_path)!r}]).",
         )
     encoder = load_backbone(bundle)
+    reader = None
     if encoder.config.reads_homologs:
-        reader = reader_of(bundle.manifest.extra, homologs, threads=threads)
+        if homologs != "none":
+            reader = HomologReader(own_set(bundle.manifest.extra, homologs), threads=threads)
     else:
         check_unread(homologs, str(name_or_path))
-        reader = None
     return Predictor(
         encoder,
         reader=reader,

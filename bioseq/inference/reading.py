@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bioseq.bundles.manifest import Extra
-from bioseq.errors import ReferenceSetError, SpecError
+from bioseq.errors import SpecError
 from bioseq.homologs.door import Homologs
 from bioseq.homologs.reading import READING, evidence
-from bioseq.homologs.reference import ReferenceSet, open_reference
+from bioseq.homologs.reference import ReferenceSet
 from bioseq.inference.query import Query
 from bioseq.sequences.alphabet import Alphabet
 
@@ -36,25 +35,6 @@ class HomologReader:
             if whole is not None and whole.evidence is not None:
                 query.evidence = whole.evidence[query.start : query.start + len(query.ids)]
                 query.homologs = whole.homologs
-
-
-def reader_of(
-    extra: Extra, homologs: str | Path | ReferenceSet, *, threads: int | None = None
-) -> HomologReader | None:
-    """The reader of a bundle whose manifest has this `extra`. `homologs` is "auto" (the shipped set), a reference
-    set, or "none". Raises `ReferenceSetError` for another set than the backbone was trained with."""
-    if homologs == "none":
-        return None
-    wanted = extra["homologs"]
-    reference = open_reference("default" if homologs == "auto" else homologs)
-    if reference.hash != wanted["reference"]:
-        raise ReferenceSetError(
-            f"the backbone reads homologs from {wanted.get('name', '')!r} ({wanted['reference'][:19]}...); "
-            f"{reference.name!r} is another set ({reference.hash[:19]}...).",
-            code="homologs.wrong_hash",
-            hint="Name the folder of that set as homologs, or 'none' to use the backbone without homologs.",
-        )
-    return HomologReader(reference, threads=threads)
 
 
 def check_unread(homologs: str | Path | ReferenceSet, name: str) -> None:

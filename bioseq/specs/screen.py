@@ -28,6 +28,8 @@ class ScreenSpec(Spec):
     long_sequences: what to do over the model's limit of residues. max_length: residues over which a record is
     quarantined under every policy.
     translate: the input is DNA; `one` reads frame 1 whole, `six` takes each frame's longest open stretch.
+    homologs: which a backbone that reads homologs is given: `auto` (the set that it was trained with), `none`, `default`, or
+    a reference set's folder. Other backbones take `auto` and `none`, which are the same.
     threads: of one engine; results are byte-equal only between runs of equal threads.
     batch_tokens: tokens of one forward pass; None is the model's own default.
     workers: engines side by side; None is one a GPU, else one a CPU core over `threads`. Never decides the
@@ -49,6 +51,7 @@ class ScreenSpec(Spec):
     translate: Literal["none", "one", "six"] = "none"
     genetic_code: int = 1
     keep_embeddings: bool = False
+    homologs: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 1
@@ -62,6 +65,12 @@ class ScreenSpec(Spec):
             raise SpecError("at least one FASTA file is needed.", field="inputs")
         if not self.output:
             raise SpecError("a run folder is needed.", field="output", hint="Give one with -o.")
+        if not self.homologs:
+            raise SpecError(
+                "the name is empty.",
+                field="homologs",
+                hint="Give auto, none, default, or the folder of a reference set.",
+            )
         if not self.heads or not all(self.heads):
             raise SpecError("at least one head is needed.", field="heads", hint="Give them as --heads A,B.")
         if len(set(self.heads)) != len(self.heads):

@@ -282,6 +282,10 @@ def _screen(spec: Any, context: Context, take: Take) -> dict[str, Any]:
         except NotFoundError as error:
             raise SpecError(error.message, field="heads", hint=error.hint) from error
     data["heads"] = heads
+    if spec.homologs not in ("auto", "none", "default"):  # a name of a folder would be read as one
+        raise SpecError(
+            "a screen on a server takes auto, none or default.", field="homologs", hint="Leave it out."
+        )
     _bounded(spec.workers, context.max_workers, "workers")
     return data
 

@@ -71,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     engine.add_argument(
         "--threads", type=positive_int, metavar="N", help="CPU threads of each engine (default: 1)"
     )
+    engine.add_argument(
+        "--homologs",
+        metavar="REF",
+        help="for a backbone that reads homologs: auto (the set that it was trained with), none, default, or a folder",
+    )
     engine.add_argument("--dtype", choices=("float32", "bfloat16"), help="arithmetic (default: float32)")
     engine.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: auto")
     engine.add_argument("--batch-tokens", type=positive_int, metavar="T", help="tokens of one forward pass")

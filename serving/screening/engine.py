@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bioseq.bundles.manifest import fits
+from bioseq.bundles.manifest import Manifest, fits
 from bioseq.errors import (
     ArtefactError,
     BioseqError,
@@ -146,9 +146,12 @@ class PredictorFactory:
     threads: int
     budget: int
     long_sequences: str
+    homologs: str  # folder of the reference set that the backbone reads, or none
+    homologs_hash: str
 
     def identity(self) -> dict[str, Any]:
         return {
+            **({"homologs": self.homologs_hash} if self.homologs != "none" else {}),
             "model": {"name": self.model_name, "version": self.model_version, "hash": self.model_hash},
             "heads": [
                 {"name": h.name, "version": h.version, "hash": h.hash, "task": h.task} for h in self.heads
@@ -182,6 +185,8 @@ class PredictorEngine:
         import bioseq
         from bioseq.bundles.registry import Registry
         from bioseq.heads.head import Head
+        from bioseq.homologs.reference import open_reference
+        from bioseq.inference.reading import HomologReader
 
         self.factory = factory
         registry = Registry()
@@ -193,7 +198,15 @@ class PredictorEngine:
             threads=factory.threads,
             budget=factory.budget,
             registry=registry,
+            homologs="none",
         )
+        if factory.homologs != "none":
+            reference = open_reference(factory.homologs)
+            if reference.hash != factory.homologs_hash:
+                raise ArtefactError(
+                    f"the reference set {reference.name} changed while the run was going.", hint=_PUT_BACK
+                )
+            self.predictor.reader = HomologReader(reference, threads=factory.threads)
         if self.predictor.content_hash != factory.model_hash:
             raise ArtefactError(
                 f"the model {factory.model_name} changed while the run was going.", hint=_PUT_BACK
@@ -250,7 +263,7 @@ class PredictorEngine:
             return Screened(error=f"{error.code}: {error.message}")
         # What the alphabet did to the letters is in the index already, record by record
         told = self.predictor.alphabet.encode(sequence).notes if result.notes else ()
-        note = "; ".join(n for n in result.notes if n not in told)
+        note = "; ".join(n for n in result.told if n not in told)
         return Screened(cells, note=note or None, embedding=result.embedding)
 
 
@@ -305,6 +318,7 @@ def predictor_factory(spec: ScreenSpec, *, device: str) -> PredictorFactory:
         sources.append(_HeadSource(f"{m.name}@{m.version}", str(head.path.absolute()), m.content_hash))
     if len({h.name for h in heads}) < len(heads):
         raise SpecError("two heads have the same name and version.", field="heads")
+    homologs, homologs_hash = _homologs(spec, manifest)
     size = sum(
         f.stat().st_size
         for b in (bundle.path, *(Path(s.path) for s in sources))
@@ -328,4 +342,24 @@ def predictor_factory(spec: ScreenSpec, *, device: str) -> PredictorFactory:
         threads=spec.threads,
         budget=max(spec.batch_tokens or BUDGETS.get(device, 1024), residues + 2),
         long_sequences=spec.long_sequences,
+        homologs=homologs,
+        homologs_hash=homologs_hash,
     )
+
+
+def _homologs(spec: ScreenSpec, manifest: Manifest) -> tuple[str, str]:
+    """The reference set that the backbone reads and its hash, or none. Raises `SpecError` and `ReferenceSetError`."""
+    from bioseq.homologs.reading import own_set
+    from bioseq.homologs.reference import open_reference
+
+    if not manifest.architecture.get("reads_homologs"):
+        if spec.homologs not in ("auto", "none"):
+            raise SpecError(
+                f"{manifest.name} does not read homologs.", field="homologs", hint="Leave them out."
+            )
+        return "none", ""
+    if spec.homologs == "none":
+        return "none", ""
+    reference = own_set(manifest.extra) if spec.homologs == "auto" else open_reference(spec.homologs)
+    shipped = spec.homologs in ("auto", "default")
+    return "default" if shipped else str(reference.folder.absolute()), reference.hash

@@ -40,6 +40,7 @@ FREE = (
     "output",
     "heads",
     "model",
+    "homologs",
     "workers",
     "address",
     "strict",

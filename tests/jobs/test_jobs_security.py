@@ -150,6 +150,7 @@ async def test_specs_cannot_name_paths_models_by_path_or_what_the_server_decides
             ("screen", {**screen, "inputs": ["file:../" + "0" * 21]}),
             ("screen", {**screen, "heads": ["/tmp/evil"]}),
             ("screen", {**screen, "heads": ["../evil"]}),
+            ("screen", {**screen, "homologs": "/tmp/evil"}),
             ("screen", {**screen, "model": "/tmp/evil"}),
             ("screen", {**screen, "output": "/tmp/x"}),
             ("screen", {**screen, "address": "ray://elsewhere:10001"}),

@@ -49,8 +49,9 @@ def make_spec(run: Path, **changes) -> ScreenSpec:
     return ScreenSpec.from_dict({**settings, "output": str(run), **changes})
 
 
-def searching_models(folder: Path) -> tuple[str, str]:
-    """A tiny random backbone, and a head that searches its training rows (every third record of the library)."""
+def searching_models(folder: Path, *, reads: bool = False) -> tuple[str, str]:
+    """A tiny random backbone, and a head that searches its training rows (every third record of the library). With
+    `reads` the backbone reads homologs, from the set `folder/rows`."""
     import torch
 
     from bioseq.backbones.packed.config import ModelConfig
@@ -60,11 +61,19 @@ def searching_models(folder: Path) -> tuple[str, str]:
     from bioseq.homologs.reference import build_reference
 
     generator = torch.Generator().manual_seed(0)
-    encoder = PackedEncoder(ModelConfig("t", n_layers=1, d_model=16, n_heads=2, d_ff=32, max_residues=200))
+    encoder = PackedEncoder(
+        ModelConfig("t", n_layers=1, d_model=16, n_heads=2, d_ff=32, max_residues=200, reads_homologs=reads)
+    )
     encoder.init_weights(generator, std=0.2)
-    save_backbone(folder / "tiny", encoder, name="tiny", card="# tiny", evidence={}, licence="CC0-1.0")
+    with torch.no_grad():
+        for parameter in encoder.parameters() if reads else ():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     proteins = (r for r in read_fasta(LIBRARY, allow_empty=True) if r.sequence.isalpha())
     rows = build_reference(list(proteins)[:120:3], folder / "rows", name="rows")
+    extra = {"homologs": {"reference": rows.hash, "name": "rows"}} if reads else {}
+    save_backbone(
+        folder / "tiny", encoder, name="tiny", card="# tiny", evidence={}, licence="CC0-1.0", extra=extra
+    )
     width, labels = 16 + 2 + 2, ["nucleus", "membrane"]
     write_bundle(
         folder / "kin",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from screening_helpers import LIBRARY, hits, reference, searching_models, table
 
-from bioseq.errors import ArtefactError, BundleError, NotFoundError
+from bioseq.errors import ArtefactError, BundleError, NotFoundError, ReferenceSetError, SpecError
+from bioseq.sequences.fasta import Record
 from bioseq.specs.screen import ScreenSpec
 from serving.screening.engine import predictor_factory
 from serving.screening.run import screen
@@ -173,6 +176,51 @@ def test_a_shard_with_searches_is_the_same_whoever_computes_it_again(tmp_path, m
         assert a.cells == b.cells and np.array_equal(a.embedding, b.embedding)
     found = [r.cells["kin.homologs"] for r in first]
     assert max(found) >= 1 and first[0].cells["kin.nearest_identity"] == 1.0
+
+
+def test_a_screen_chooses_the_homologs_that_its_backbone_reads(tmp_path, monkeypatch):
+    """None is the plain model to the last bit; a set is named, held by its hash, and each record says how many it had."""
+    from bioseq.homologs.reference import build_reference
+    from bioseq.inference.loading import load
+    from bioseq.sequences.fasta import read_fasta
+
+    monkeypatch.setenv("BIOSEQ_HOME", str(tmp_path / "home"))
+    model, head = searching_models(tmp_path, reads=True)
+    records = [r for r in read_fasta(LIBRARY, allow_empty=True) if r.sequence.isalpha()][:8]
+    sequences = [r.sequence for r in records]
+    relative = "".join("W" if i % 6 == 0 else a for i, a in enumerate(sequences[1]))
+    near = build_reference([Record("near", relative)], tmp_path / "near", name="near")
+
+    def factory(homologs, model=model, heads=(head,)):
+        given = {"homologs": homologs, "long_sequences": "truncate"}
+        spec = ScreenSpec(inputs=(str(LIBRARY),), output="x", heads=heads, model=model, **given)
+        return predictor_factory(spec, device="cpu")
+
+    def run(made, some=sequences):
+        return made.build().run(some, [True] * len(some))
+
+    plain = load(model, threads=1, homologs="none")
+    without, some = run(factory("none")), run(factory(str(near.folder)))
+    want = plain.embed(sequences, long_sequences="truncate")
+    assert all(np.array_equal(a.embedding, b) for a, b in zip(without, want, strict=True))
+    assert not any("homologs read" in (a.note or "") for a in without)
+    read = [int(a.note.split()[-3]) for a in some]
+    assert read[1] == 1 and sum(read) < len(read)
+    for a, b, number in zip(some, without, read, strict=True):
+        assert np.array_equal(a.embedding, b.embedding) == (number == 0)
+    (alone,) = run(factory(str(near.folder)), sequences[1:2])
+    assert np.linalg.norm(alone.embedding - some[1].embedding) <= 1e-5 * np.linalg.norm(alone.embedding)
+    assert factory(str(near.folder)).identity()["homologs"] == near.hash
+    assert "homologs" not in factory("none").identity()
+    with pytest.raises(ReferenceSetError, match="is another set"):  # auto is the shipped set here
+        factory("auto")
+    made = factory(str(near.folder))
+    shutil.rmtree(near.folder)
+    build_reference([Record("other", sequences[2])], tmp_path / "near", name="near")
+    with pytest.raises(ArtefactError, match="reference set near changed"):
+        made.build()
+    with pytest.raises(SpecError, match="does not read homologs"):
+        factory("default", model="default", heads=("localization",))
 
 
 @pytest.mark.usefixtures("ray_session")
