@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from training_helpers import LETTERS
+from training_helpers import FAMILIES, losses, plan, same, torchrun, weights
 
 from bioseq.backbones.packed.config import CONFIGS, EVIDENCE_WIDTH
 from bioseq.backbones.packed.encoder import PackedEncoder
@@ -20,21 +22,16 @@ from bioseq.errors import InputError, SpecError
 from bioseq.homologs.door import Homologs
 from bioseq.homologs.mmseqs import find_mmseqs
 from bioseq.homologs.reading import READING
-from bioseq.homologs.reference import build_reference
 from bioseq.inference.evidence import Found, Mixture, log_softmax, residue_probabilities
 from bioseq.inference.fitting import with_mixture
 from bioseq.inference.loading import load
 from bioseq.sequences.alphabet import protein
-from bioseq.sequences.fasta import read_fasta
-from bioseq.specs.pretrain import PretrainSpec
 from training.corpus import homologs
 from training.corpus.corpus import Corpus, open_corpus
 from training.corpus.draws import chosen
 from training.corpus.homologs import ALL, SET_SEED, THINNED, pack_evidence, unpack_evidence
 from training.corpus.prepare import prepare
-from training.corpus.staging import Prepare
 from training.pretrain.batches import Batches
-from training.pretrain.recipes import recipe
 from training.pretrain.records import checkpoint as checkpoints
 from training.pretrain.run import run
 from training.release.mixture import held_out
@@ -42,7 +39,6 @@ from training.release.mixture import held_out
 pytestmark = pytest.mark.skipif(
     find_mmseqs() is None, reason="needs MMseqs2 (pip install 'bioseq[homologs]')"
 )
-FAMILIES, LENGTH = 12, 90
 WAYS = {"model": 1.0, "homologs": 1.0, "both": 1.0}
 
 
@@ -53,84 +49,14 @@ def home(tmp_path_factory: pytest.TempPathFactory):
         yield
 
 
-def relative_of(ancestor: np.ndarray, draw: np.random.Generator, changed: float) -> str:
-    new = np.where(draw.random(len(ancestor)) < changed, draw.choice(LETTERS, len(ancestor)), ancestor)
-    return "".join(new)
-
-
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve families: three training records and one held-out protein of each; in the reference set the
-    representative of their cluster and three others."""
-    folder = tmp_path_factory.mktemp("families")
-    draw = np.random.default_rng(0)
-    train, valid, reference = [], [], []
-    for f in range(FAMILIES):
-        ancestor = draw.choice(LETTERS, LENGTH)
-        train += [f">t{f}_{i} cluster=rep{f}\n{relative_of(ancestor, draw, 0.2)}\n" for i in range(3)]
-        valid.append(f">v{f}\n{relative_of(ancestor, draw, 0.2)}\n")
-        reference.append(f">rep{f}\n{relative_of(ancestor, draw, 0.1)}\n")
-        reference += [f">other{f}_{i}\n{relative_of(ancestor, draw, 0.3)}\n" for i in range(3)]
-    (folder / "train.fasta").write_text("".join(train))
-    (folder / "valid.fasta").write_text("".join(valid))
-    (folder / "reference.fasta").write_text("".join(reference))
-    build_reference(read_fasta(folder / "reference.fasta"), folder / "reference", name="families")
-    return folder
-
-
-def plan(sources: Path, **options) -> Prepare:
-    return Prepare(
-        **{
-            "sources": (str(sources / "train.fasta"),),
-            "valid": {"held": str(sources / "valid.fasta")},
-            "homologs": str(sources / "reference"),
-            "maskings": 2,
-            "set_passes": 2,
-            **options,
-        }
-    )
-
-
-@pytest.fixture(scope="module")
-def folder(sources: Path) -> Path:
-    prepare(plan(sources), sources / "corpus", progress=False)
-    return sources / "corpus"
+def folder(family_corpus: Path) -> Path:
+    return family_corpus
 
 
 @pytest.fixture(scope="module")
 def corpus(folder: Path) -> Corpus:
     return open_corpus(folder)
-
-
-@pytest.fixture
-def reading(folder: Path, tmp_path: Path) -> Callable[..., PretrainSpec]:
-    def make(**settings) -> PretrainSpec:
-        base = {
-            "corpus": str(folder),
-            "output": str(tmp_path / "run"),
-            "engine": "local",
-            "model.d_model": 32,
-            "model.d_ff": 64,
-            "model.reads_homologs": True,
-            "model.convolution": 3,
-            "steps": 20,
-            "tokens_per_step": 512,
-            "micro_tokens": 256,
-            "crop": 80,
-            "schedule.warmup": 4,
-            "schedule.decay": 5,
-            "eval.every": 0,
-            "eval.proteins": 0,
-            "eval.passes": 0,
-            "eval.final_passes": 0,
-            "checkpoint_every": 5,
-            "log_every": 1,
-            "workers.threads": 1,
-            "trackers": [],
-        }
-        return recipe("protein_tiny").override(base | {k.replace("__", "."): v for k, v in settings.items()})
-
-    return make
 
 
 def test_what_is_stored(corpus: Corpus) -> None:
@@ -174,15 +100,6 @@ def test_the_same_sources_give_the_same_bytes_and_staged_searches_are_used(
     monkeypatch.setattr("training.corpus.prepare.do", lambda file: (rest.append(file), whole(file)))
     assert prepare(plan(sources), tmp_path / "corpus", progress=False)["hash"] == wanted
     assert rest and not set(rest) & set(done)
-
-
-def test_searches_on_ray_give_the_same_bytes(
-    sources: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("ray")
-    monkeypatch.setattr(homologs, "_JOB", 20)
-    wanted = json.loads((folder / "manifest.json").read_text())["hash"]
-    assert prepare(plan(sources), tmp_path / "corpus", progress=False, parallel=True)["hash"] == wanted
 
 
 def test_hidden_residues_do_not_reach_the_search(sources: Path, tmp_path: Path) -> None:
@@ -254,6 +171,65 @@ def test_a_run_with_homologs_resumes_bit_equal(reading, tmp_path: Path) -> None:
     assert whole.step == part.step == 12
     for a, b in ((whole.model(), part.model()), (whole.optimizer(), part.optimizer())):
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+KILLED = """
+import os, signal, sys
+from functools import partial
+from bioseq.specs.pretrain import PretrainSpec
+from training.pretrain import run as room
+def hook(step):
+    if step == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+room.train = partial(room.train, hook=hook)
+room.run(PretrainSpec.load(sys.argv[1]), progress=False)
+"""
+
+
+def test_a_run_with_homologs_killed_between_checkpoints_resumes_bit_equal(reading, tmp_path: Path) -> None:
+    spec = reading(output=str(tmp_path / "whole"), steps=12)
+    run(spec, progress=False)
+    killed = spec.override({"output": str(tmp_path / "killed")})
+    (tmp_path / "spec.json").write_text(killed.to_json())
+    child = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "spec.json")], capture_output=True)
+    assert child.returncode == -signal.SIGKILL, child.stderr[-2000:]
+    assert checkpoints.last(tmp_path / "killed/checkpoints").step == 5
+    run(killed.override({"resume": True}), progress=False)
+    assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+def test_the_batches_of_all_workers_have_the_homologs_of_one(reading, corpus: Corpus) -> None:
+    batches = Batches(reading(), corpus)
+
+    def rows(*workers) -> list[tuple[bytes, bytes]]:
+        found = []
+        for worker in workers:
+            for micro in batches.step(3, *worker).micros:
+                cu = micro.cu_seqlens.tolist() if len(micro.targets) else [0]
+                found += [
+                    (micro.tokens[a:b].numpy().tobytes(), micro.evidence[a:b].numpy().tobytes())
+                    for a, b in zip(cu, cu[1:])
+                ]
+        return sorted(found)
+
+    whole = rows(())
+    assert sum(any(evidence) for _, evidence in whole) > 2
+    assert rows((0, 2), (1, 2)) == rows((0, 3), (1, 3), (2, 3)) == whole
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_two_workers_with_homologs_equal_one_by_ddp_and_fsdp2(reading, tmp_path: Path) -> None:
+    one = reading(output=str(tmp_path / "one"), steps=10, eval__every=5, eval__passes=1)
+    run(one, progress=False)
+    two = one.override({"output": str(tmp_path / "two"), "workers.count": 2})
+    torchrun(tmp_path, two, two.override({"output": str(tmp_path / "sharded"), "workers.parallel": "fsdp"}))
+    want = losses(tmp_path / "one")
+    for name in ("two", "sharded"):
+        found = losses(tmp_path / name)
+        assert found.keys() == want.keys()
+        assert max(abs(found[s] - want[s]) for s in want) < 1e-4, name
 
 
 def test_begun_with_a_plain_model_it_equals_it_without_homologs(reading, tmp_path: Path) -> None:

@@ -13,6 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from training_helpers import losses as _losses
+from training_helpers import same as _same
+from training_helpers import torchrun as _torchrun
+from training_helpers import weights as _weights
 
 from bioseq.errors import CheckpointError, OutputError, ResourceError, SpecError
 from training.corpus.corpus import open_corpus
@@ -20,49 +24,9 @@ from training.pretrain.batches import Batches, prefetch
 from training.pretrain.distributed.team import Team
 from training.pretrain.loop import DivergedError, train
 from training.pretrain.records import checkpoint as checkpoints
-from training.pretrain.records.run_folder import RunFolder, read_metrics
+from training.pretrain.records.run_folder import RunFolder
 from training.pretrain.run import run
 from training.pretrain.schedule import factor
-
-
-def _weights(folder: Path) -> dict[str, torch.Tensor]:
-    found = checkpoints.last(folder / "checkpoints")
-    assert found is not None
-    return {**found.model(), **found.optimizer()}
-
-
-def _same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def _losses(folder: Path) -> dict[int, float]:
-    return {r["step"]: r["loss"] for r in read_metrics(folder) if r["kind"] == "train"}
-
-
-_WORKER = """
-import sys
-import torch.distributed as dist
-from bioseq.specs.pretrain import PretrainSpec
-from training.pretrain.run import run
-dist.init_process_group("gloo")
-for file in sys.argv[1:]:
-    run(PretrainSpec.load(file), progress=False)
-dist.destroy_process_group()
-"""
-
-
-def _torchrun(folder: Path, *specs) -> None:
-    """Run the specs one after the other in one group of two processes."""
-    script = folder / "worker.py"
-    script.write_text(_WORKER)
-    files = []
-    for i, spec in enumerate(specs):
-        files.append(folder / f"spec{i}.json")
-        files[-1].write_text(spec.to_json())
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    command += [str(script), *map(str, files)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_loss_falls_and_the_bundle_loads(tiny):

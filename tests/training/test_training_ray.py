@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -10,8 +11,12 @@ import pytest
 
 ray = pytest.importorskip("ray")
 
+from training_helpers import plan  # noqa: E402
+
 from bioseq.errors import OutputError, ResourceError  # noqa: E402
+from training.corpus import homologs  # noqa: E402
 from training.corpus.corpus import open_corpus  # noqa: E402
+from training.corpus.prepare import prepare  # noqa: E402
 from training.pretrain.loop import DivergedError  # noqa: E402
 from training.pretrain.records import checkpoint as checkpoints  # noqa: E402
 from training.pretrain.records.run_folder import read_metrics  # noqa: E402
@@ -25,12 +30,12 @@ def _ray(tmp_path_factory):
     # Ray's sockets need short paths.
     os.environ.setdefault("RAY_TMPDIR", "/tmp/ray-training-tests")
     Path(os.environ["RAY_TMPDIR"], "ray").mkdir(parents=True, exist_ok=True)
-    here = str(Path(__file__).parent)
+    here, home = str(Path(__file__).parent), str(tmp_path_factory.mktemp("home"))
     ray.init(
         address="local",
         num_cpus=4,
         log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": here, "OMP_NUM_THREADS": "1"}},
+        runtime_env={"env_vars": {"PYTHONPATH": here, "OMP_NUM_THREADS": "1", "BIOSEQ_HOME": home}},
     )
     yield
     ray.shutdown()
@@ -63,6 +68,26 @@ def test_a_worker_killed_mid_run_loses_no_step(tiny, tmp_path):
     import bioseq
 
     assert bioseq.load(tmp_path / "ray" / "best", threads=1).embed(["MKV"]).shape == (1, 32)
+
+
+@pytest.mark.long
+def test_workers_that_read_homologs_lose_no_step_when_one_is_killed(reading, tmp_path):
+    local = reading(output=str(tmp_path / "local"))
+    run(local, progress=False)
+    marker = str(tmp_path / "killed")
+
+    def hook(step: int) -> None:
+        if step == 12 and ray.train.get_context().get_world_rank() == 1 and not os.path.exists(marker):
+            open(marker, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    from training.pretrain.distributed.ray import run_on_ray
+
+    spec = local.override({"output": str(tmp_path / "ray"), "engine": "ray", "workers.count": 2})
+    run_on_ray(spec, progress=False, hook=hook)
+    assert os.path.exists(marker)
+    a, b = _losses(tmp_path / "local"), _losses(tmp_path / "ray")
+    assert a.keys() == b.keys() and max(abs(a[s] - b[s]) for s in a) < 1e-4
 
 
 def test_ray_goes_on_from_a_local_run_and_evaluates_on_the_workers(tiny, tmp_path, monkeypatch):
@@ -140,3 +165,9 @@ def test_sources_staged_in_parallel_give_the_same_bytes(tmp_path):
         prepare(plan, tmp_path / name, progress=False, parallel=parallel)
     one, two = ((tmp_path / n / "manifest.json").read_bytes() for n in ("ray", "plain"))
     assert one == two and len(open_corpus(tmp_path / "ray")) == 120
+
+
+def test_searches_for_homologs_on_ray_give_the_same_bytes(sources, family_corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(homologs, "_JOB", 20)
+    wanted = json.loads((family_corpus / "manifest.json").read_text())["hash"]
+    assert prepare(plan(sources), tmp_path / "corpus", progress=False, parallel=True)["hash"] == wanted
