@@ -103,6 +103,26 @@ def latency(records: list[Record], reference: ReferenceSet) -> dict[str, Any]:
     }
 
 
+def by_http(url: str, records: list[Record]) -> dict[str, Any]:
+    """One protein a request to a warm service that never saw it: logits with and without homologs of the shipped set."""
+    import bioseq
+
+    client = bioseq.connect(url)
+    texts = [r.sequence[:1000] for r in records]
+    client.logits(texts[:1], homologs="default")
+    out: dict[str, Any] = {"proteins": len(texts) - 1, "required_seconds": 0.6}
+    for homologs in ("none", "default"):
+        times = []
+        for text in texts[1:]:
+            start = time.perf_counter()
+            client.logits([text], homologs=homologs)
+            times.append(time.perf_counter() - start)
+        out[homologs] = {
+            "median_seconds": round(statistics.median(times), 3), "worst_seconds": round(max(times), 3)
+        }  # fmt: skip
+    return out
+
+
 def batches(data: Path, count: int, reference: ReferenceSet) -> dict[str, Any]:
     """Seconds a protein in one batch of `count` proteins of 190 to 210 residues, spread over the training file."""
     some = every([r for r in read_fasta(data / TRAIN) if 190 <= len(r.sequence) <= 210], count)
@@ -157,9 +177,15 @@ def main() -> int:
         "--whole", type=int, default=0, help="remote proteins searched in the whole training file"
     )
     parser.add_argument("--batch", type=int, default=2000, help="proteins of a timed batch")
+    parser.add_argument("--server", help="only time single requests to the service at this URL")
     parser.add_argument("--reading", default="first", help="which reading of the held-out sets this is")
     parser.add_argument("--out")
     args = parser.parse_args()
+    if args.server:
+        proteins = every(list(read_fasta(args.data / "swissprot_valid_remote.fasta.gz")), 41)
+        found = {"http": by_http(args.server, proteins), "host": host(), "versions": versions()}
+        print(write_result("homologs-http", found, args.out))
+        return 0
     default = open_reference("default")
     remote = list(read_fasta(args.data / "swissprot_valid_remote.fasta.gz"))
     orphan = list(read_fasta(args.data / "swissprot_valid_orphan.fasta.gz"))
