@@ -25,6 +25,8 @@ from serving.http.service import Service, service_of
 from serving.http.targets import Target, find, own_set
 from serving.problems import Problem, too_many_items
 
+MAX_LINES = 1_000_000  # of an alignment: short rows take far more memory than their letters
+
 
 @dataclass(kw_only=True)
 class Order(ABC):
@@ -154,7 +156,15 @@ async def _reference(order: Order, target: Target, service: Service) -> str | No
 
 
 def _check_alignment(order: Order, target: Target) -> None:
-    """Raises `SpecError` for an alignment that nothing reads, or that is not of one protein."""
+    """Raises `SpecError` for an alignment that nothing reads, or that is not of one protein, and `Problem` 413."""
+    assert order.alignment is not None
+    lines = order.alignment.count("\n")
+    if lines > MAX_LINES:
+        raise Problem(
+            413, "request.too_large",
+            f"the alignment has {lines} lines; the limit is {MAX_LINES}. Leave near copies out; 1,000 rows are read.",
+            given=lines, limit=MAX_LINES,
+        )  # fmt: skip
     if order.homologs != "auto":
         told = "give either homologs or an alignment."
     elif len(order.sequences) != 1:

@@ -17,6 +17,7 @@ from bioseq.errors import MissingExtraError, ReferenceSetError, SearchError, Seq
 from bioseq.homologs import mmseqs
 from bioseq.homologs.cache import SearchCache
 from bioseq.homologs.database import GAP, open_database
+from bioseq.homologs.door import Homologs
 from bioseq.homologs.hits import Hits
 from bioseq.homologs.reference import ReferenceSet, build_reference
 from bioseq.homologs.search import search
@@ -134,6 +135,18 @@ def test_a_damaged_cache_is_passed_over(reference: ReferenceSet, queries: list[s
     (tmp_path / "kept.sqlite").write_bytes(b"this is not a database" * 100)
     (hits,) = search(queries[:1], reference, cache=SearchCache(tmp_path / "kept.sqlite"), quiet=True)
     assert len(hits)
+
+
+def test_a_long_search_says_how_far_it_is(
+    reference: ReferenceSet, queries: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its own parts and in those of the profiles, which hold few alignments at a time."""
+    monkeypatch.setattr("bioseq.homologs.door.CHUNK", 3)
+    told: list[tuple[int, int]] = []
+    room = Homologs(reference, cache=False, quiet=True)
+    room.profiles(queries[:7], progress=lambda done, total: told.append((done, total)))
+    assert told == sorted(told) and told[-1] == (7, 7) and {total for _, total in told} == {7}
+    assert {3, 6} <= {done for done, _ in told}
 
 
 def test_bad_queries_are_named(reference: ReferenceSet) -> None:

@@ -336,6 +336,8 @@ def test_a_backbone_that_reads_homologs_is_given_those_of_its_own_set(
                 r = await http.post("/v1/embed", json=one | wrong)
                 assert r.status_code == 422 and why in r.json()["detail"], r.text
                 assert WILD[5:20] not in r.text
+            r = await http.post("/v1/embed", json=one | {"alignment": ">a\nM\n" * 500_001})
+            assert (r.status_code, r.json()["limit"]) == (413, 1_000_000)
         async with with_family(reference_sets=[], homologs="none") as http:
             r = await http.post("/v1/embed", json=body)
             assert (r.status_code, r.json()["code"]) == (503, "homologs.not_found")
