@@ -151,7 +151,6 @@ class PredictorFactory:
 
     def identity(self) -> dict[str, Any]:
         return {
-            **({"homologs": self.homologs_hash} if self.homologs != "none" else {}),
             "model": {"name": self.model_name, "version": self.model_version, "hash": self.model_hash},
             "heads": [
                 {"name": h.name, "version": h.version, "hash": h.hash, "task": h.task} for h in self.heads
@@ -161,6 +160,7 @@ class PredictorFactory:
                 "device": self.device,
                 "threads": self.threads,
                 "batch_tokens": self.budget,
+                **({"homologs": self.homologs_hash} if self.homologs != "none" else {}),
             },
         }
 

@@ -221,6 +221,24 @@ def test_several_records_are_numbered_never_named(model, tmp_path):
     assert [r["id"] for r in rows(out)] == ["../../evil"] * 19 * 7
 
 
+def test_a_picture_marks_how_deep_each_column_is(tmp_path, monkeypatch):
+    """A strip under the letters, and only with homologs."""
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    depth = np.array([0.0, 1.0, 500.0, 2.0])
+    for given in (None, depth):
+        scores = np.zeros((4, 20))
+        draw_scan(tmp_path / "p.png", scores, "ACDE", letters="ACDEFGHIKLMNPQRSTVWY", title="t", depth=given)
+    without, strip = (figure.axes[0] for figure in drawn)
+    assert len(without.images) == 1 and len(strip.images) == 2
+    np.testing.assert_array_equal(strip.images[1].get_array(), depth[None])
+    shades = strip.images[1].to_rgba(depth)[:, 0]
+    assert shades[0] > shades[1] > shades[3] > shades[2], "deeper is darker"
+    assert strip.get_yticklabels()[-1].get_text() == "homologs"
+
+
 def test_scan_to_standard_output_draws_nothing(model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b">a\nMK\n")))

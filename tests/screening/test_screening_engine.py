@@ -210,8 +210,8 @@ def test_a_screen_chooses_the_homologs_that_its_backbone_reads(tmp_path, monkeyp
         assert np.array_equal(a.embedding, b.embedding) == (number == 0)
     (alone,) = run(factory(str(near.folder)), sequences[1:2])
     assert np.linalg.norm(alone.embedding - some[1].embedding) <= 1e-5 * np.linalg.norm(alone.embedding)
-    assert factory(str(near.folder)).identity()["homologs"] == near.hash
-    assert "homologs" not in factory("none").identity()
+    assert factory(str(near.folder)).identity()["engine"]["homologs"] == near.hash
+    assert "homologs" not in factory("none").identity()["engine"]
     with pytest.raises(ReferenceSetError, match="is another set"):  # auto is the shipped set here
         factory("auto")
     made = factory(str(near.folder))
