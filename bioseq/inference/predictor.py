@@ -203,7 +203,7 @@ class Predictor:
         """Results in the order of `queries`. One forward pass a batch of `budget` tokens. For a backbone that reads
         homologs those of all queries are searched first, together."""
         if self.reader is not None:
-            self.reader.read(queries, self.alphabet)
+            self.reader.read(queries, self.alphabet, progress=progress is not None and progress.enabled)
         results = [Result(notes=q.notes, homologs=q.homologs) for q in queries]
         features: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
         waiting: dict[tuple[int, str | None], dict[int, Part]] = defaultdict(dict)

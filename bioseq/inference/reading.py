@@ -10,6 +10,7 @@ from bioseq.homologs.door import Homologs
 from bioseq.homologs.reading import READING, evidence
 from bioseq.homologs.reference import ReferenceSet
 from bioseq.inference.query import Query
+from bioseq.progress import Progress
 from bioseq.sequences.alphabet import Alphabet
 
 
@@ -21,14 +22,17 @@ class HomologReader:
         self.reference = reference
         self._door = Homologs(reference, settings=READING, threads=threads, quiet=True)
 
-    def read(self, queries: Sequence[Query], alphabet: Alphabet) -> None:
+    def read(self, queries: Sequence[Query], alphabet: Alphabet, *, progress: bool = False) -> None:
         """Fill in `evidence` and `homologs` of the queries that read and have none yet. Parts of a query take them
         from it: one search for all contexts of a wild type."""
         asking = [q for q in queries if q.reads and q.evidence is None]
         wholes = {id(w): w for w in (q.part_of or q for q in asking) if w.evidence is None}
         waiting = list(wholes.values())
         texts = [alphabet.decode(q.ids).replace("<mask>", "X") for q in waiting]
-        for query, found in zip(waiting, self._door.profiles(texts), strict=True):
+        with Progress(len(texts), "searching homologs", unit="sequences", enabled=progress) as bar:
+            tell = (lambda done, _: bar.add(done - bar.done)) if progress else None
+            profiles = self._door.profiles(texts, progress=tell)
+        for query, found in zip(waiting, profiles, strict=True):
             query.evidence, query.homologs = evidence(found), found.n_homologs
         for query in asking:
             whole = query.part_of

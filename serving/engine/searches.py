@@ -8,6 +8,7 @@ replica's threads. The reference set's index is opened at the start and stays in
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -196,8 +197,9 @@ class Searches:
         try:
             runner = await asyncio.to_thread(self._open, name, True)
             await asyncio.to_thread(open_database, runner.door.reference, quiet=True)
-            for _ in range(2):  # the second is measured
-                probe = [Wanted("MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQ", 0)]
+            letters = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQ"
+            for _ in range(2):  # the second is measured; shuffled, or an earlier start's answer would be
+                probe = [Wanted("".join(random.sample(letters, len(letters))), 0)]
                 await self.engine.submit(runner, probe, admitted=True)
         except Exception as error:
             line("homologs", state="not ready", error=type(error).__name__, code=getattr(error, "code", None))

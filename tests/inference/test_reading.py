@@ -78,9 +78,13 @@ def relative_error(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
-def test_results_do_not_depend_on_batch_mates_and_say_how_many_were_read(place: Path, queries) -> None:
+def test_results_do_not_depend_on_batch_mates_and_say_how_many_were_read(
+    place: Path, queries, capsys, monkeypatch, tmp_path
+) -> None:
+    monkeypatch.setenv("BIOSEQ_HOME", str(tmp_path))  # where nothing was searched before
     model = bioseq.load(place / "bundle", homologs=place / "reference", threads=1)
-    together = model.embed(queries, long_sequences="window")
+    together = model.embed(queries, long_sequences="window", progress=True)
+    assert "searching homologs: 100 % (5/5" in capsys.readouterr().err
     for i, query in enumerate(queries):
         alone = bioseq.load(place / "bundle", homologs=place / "reference", threads=1)
         assert relative_error(together[i], alone.embed([query], long_sequences="window")[0]) <= 1e-5
@@ -162,7 +166,7 @@ def test_a_scan_searches_its_wild_type_once(place: Path, queries, monkeypatch) -
     searched: list[list[str]] = []
     profiles = model.reader._door.profiles
     monkeypatch.setattr(
-        model.reader._door, "profiles", lambda texts: searched.append(texts) or profiles(texts)
+        model.reader._door, "profiles", lambda texts, **_: searched.append(texts) or profiles(texts)
     )
     table = model.scan(
         queries[4], long_sequences="window"

@@ -91,7 +91,7 @@ async def _search_seconds(
         speed = (await service.searches.status()).get("tokens_per_second")
     except ServiceError:
         return None
-    return round(searches * residues / speed, 3) if speed else None
+    return round(searches * residues / speed, 6) if speed else None
 
 
 async def _residues(body: EstimateRequest, target: Target) -> tuple[list[int], int]:
