@@ -93,6 +93,7 @@ class Settings:
     max_running_jobs: int = 3
     max_running_jobs_per_key: int = 2
     max_jobs_per_key: int = 100
+    max_campaigns_per_key: int = 1000
     # Of one attempt of a job: its time, the memory of its own processes (workers on a cluster are bounded by their
     # nodes), and what lies in its folder. None for no limit.
     max_job_hours: float | None = 24.0 * 14

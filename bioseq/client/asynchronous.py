@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bioseq.client import calls
+from bioseq.client import campaigns as campaign_calls
 from bioseq.client import jobs as job_calls
 from bioseq.client.drivers import Awaiting
 from bioseq.client.exchange import Connection
@@ -33,6 +34,14 @@ class AsyncClient(Connection):
     wait = job_calls.wait
     result_files = job_calls.result_files
     result = job_calls.result
+    create_campaign = campaign_calls.create_campaign
+    campaigns = campaign_calls.campaigns
+    campaign = campaign_calls.campaign
+    delete_campaign = campaign_calls.delete_campaign
+    ingest = campaign_calls.ingest
+    mark = campaign_calls.mark
+    plate = campaign_calls.plate
+    campaign_report = campaign_calls.campaign_report
 
     async def __aenter__(self) -> AsyncClient:
         return self

@@ -83,7 +83,7 @@ async def _opened(at: Connection, call: Call) -> AsyncIterator[httpx.Response]:
 
 def _pause(at: Connection, failed: int, before: int | None, error: ServiceError) -> float | None:
     """Seconds before the next try, or None to give up."""
-    if failed >= at.retries or error.code == "quota.jobs":
+    if failed >= at.retries or error.code in ("quota.jobs", "quota.campaigns"):
         return None
     if error.status is not None and error.status not in RETRIED:
         return None

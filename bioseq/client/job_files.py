@@ -14,6 +14,7 @@ KINDS = {
     "pretrain": ("corpus",),
     "finetune": ("labels", "residue_labels", "residue_mask", "wild_type"),
     "screen": ("inputs",),
+    "propose": (),
 }
 
 

@@ -79,7 +79,7 @@ async def submit(
     prepare: Mapping[str, Any] | None = None,
     idempotency_key: str | None = None,
 ) -> dict[str, Any]:
-    """Submit a `pretrain`, `finetune` or `screen` job; returns the job.
+    """Submit a `pretrain`, `finetune`, `screen` or `propose` job; returns the job.
 
     `spec` has the fields of `bioseq KIND --spec FILE`, as a spec or a dict; where it writes is the server's
     to decide, so output and the like are left out. Inputs that are files here are uploaded. For pretrain,

@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from bioseq.client import calls
+from bioseq.client import campaigns as campaign_calls
 from bioseq.client import jobs as job_calls
 from bioseq.client.asynchronous import AsyncClient
 from bioseq.client.drivers import Blocking, run
@@ -96,6 +97,14 @@ class Client(Connection):
     wait = _blocking(job_calls.wait)
     result_files = _blocking(job_calls.result_files)
     result = _blocking(job_calls.result)
+    create_campaign = _blocking(campaign_calls.create_campaign)
+    campaigns = _blocking(campaign_calls.campaigns)
+    campaign = _blocking(campaign_calls.campaign)
+    delete_campaign = _blocking(campaign_calls.delete_campaign)
+    ingest = _blocking(campaign_calls.ingest)
+    mark = _blocking(campaign_calls.mark)
+    plate = _blocking(campaign_calls.plate)
+    campaign_report = _blocking(campaign_calls.campaign_report)
 
     def __enter__(self) -> Client:
         return self

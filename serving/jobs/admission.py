@@ -18,16 +18,30 @@ from pathlib import Path
 from typing import Any
 
 from bioseq.bundles.manifest import check_name
+from bioseq.campaigns.campaign import Campaign
 from bioseq.errors import BundleError, NotFoundError, SpecError
 from bioseq.specs.base import Spec
 from bioseq.specs.finetune import FinetuneSpec
 from bioseq.specs.pretrain import PretrainSpec
+from bioseq.specs.propose import ProposeSpec
 from bioseq.specs.screen import ScreenSpec
+from serving.jobs.campaigns import folder_of
 from serving.jobs.folder import JobFolder
 from serving.jobs.store import Admitted
 
-KINDS: dict[str, type[Spec]] = {"pretrain": PretrainSpec, "finetune": FinetuneSpec, "screen": ScreenSpec}
-SERVERS = ("output", "address", "storage", "resume", "force", "cache", "quiet")  # fields the server decides
+KINDS: dict[str, type[Spec]] = {
+    "pretrain": PretrainSpec, "finetune": FinetuneSpec, "screen": ScreenSpec, "propose": ProposeSpec,
+}  # fmt: skip
+SERVERS = (
+    "output",
+    "address",
+    "storage",
+    "resume",
+    "force",
+    "cache",
+    "quiet",
+    "after",
+)  # fields the server decides
 _FILE = re.compile(r"file:([0-9a-f]{24})")
 _WILD_TYPE = re.compile(r"[A-Za-z]+\*?")
 _RECIPE = re.compile(r"[a-z0-9_]{1,40}")
@@ -59,12 +73,13 @@ class Prepare(Spec):
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What admission asks: `file` gives a file's id if the caller owns it; `backbone` and `head` give exact
+    """What admission asks: `file` and `campaign` give an id if the caller owns it; `backbone` and `head` give exact
     names (`NAME@V`). The functions raise `Problem` and `NotFoundError`."""
 
     file: Callable[[str], str]
     backbone: Callable[[str], str]
     head: Callable[[str, str], str]
+    campaign: Callable[[str], str]
     roots: tuple[str, ...] = ()
     max_workers: int = 64
 
@@ -169,7 +184,7 @@ def _admit(
     def take(value: str, field: str) -> str:
         return _input(value, field, context, files)
 
-    admitted = {"pretrain": _pretrain, "finetune": _finetune, "screen": _screen}[kind](spec, context, take)
+    admitted = _KINDS[kind](spec, context, take)
     register, accept_weak = admitted.pop("register", None), bool(admitted.pop("accept_weak", False))
     register = _name(register, "register")
     if kind == "finetune":
@@ -290,6 +305,14 @@ def _screen(spec: Any, context: Context, take: Take) -> dict[str, Any]:
     return data
 
 
+def _propose(spec: Any, context: Context, take: Take) -> dict[str, Any]:
+    assert isinstance(spec, ProposeSpec)
+    return spec.to_dict() | {"campaign": context.campaign(spec.campaign)}
+
+
+_KINDS = {"pretrain": _pretrain, "finetune": _finetune, "screen": _screen, "propose": _propose}
+
+
 # ------------------------------------------------------------------------------------------ when it starts
 
 
@@ -321,6 +344,13 @@ def materialise(
     if kind == "screen":
         data["inputs"] = [real(v) for v in data["inputs"]]
         data["address"] = address
+    elif kind == "propose":
+        campaign = folder_of(folder.path.parents[1], data["campaign"])
+        data["campaign"] = str(campaign)
+        begun = folder.read("after.json")
+        data["after"] = Campaign(campaign).state().rounds if begun is None else begun
+        if begun is None:
+            folder.write("after.json", data["after"])
     elif kind == "finetune":
         for field in ("labels", "residue_labels", "residue_mask"):
             if data[field] is not None:

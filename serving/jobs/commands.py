@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from bioseq.cli import add_server_options, api_key, new_parser, positive_int
 
+KINDS = ("pretrain", "finetune", "screen", "propose")
 EXAMPLE = """export BIOSEQ_SERVER=http://127.0.0.1:8000
   bioseq jobs submit finetune.toml --follow
   bioseq jobs list --state RUNNING
@@ -32,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
 
     submit = action("submit", "submit a job file (TOML or JSON)")
     submit.add_argument("spec", metavar="SPEC.toml")
-    submit.add_argument("--kind", choices=("pretrain", "finetune", "screen"), help="if the file does not say")
+    submit.add_argument("--kind", choices=KINDS, help="if the file does not say")
     submit.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a field")
     submit.add_argument("--name", help="shown in lists")
     submit.add_argument("--idempotency-key", metavar="K", help="the same key gives the same job again")
@@ -40,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
 
     show = action("list", "jobs, newest first")
     show.add_argument("--state", choices=("PENDING", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED"))
-    show.add_argument("--kind", choices=("pretrain", "finetune", "screen"))
+    show.add_argument("--kind", choices=KINDS)
     show.add_argument("--limit", type=positive_int, default=100)
     show.add_argument("--all", action="store_true", help="of every key; needs the scope admin")
 

@@ -41,7 +41,7 @@ def finish(settings: Settings, job: Started, folder: JobFolder) -> Finished:
     """Doing it twice changes nothing: the registry knows content that a name already has. Raises `BundleError`
     if the run left no bundle, `RegistryError` if the registry refuses it."""
     bundle = bundle_of(job.kind, folder)
-    if job.kind != "screen" and bundle is None:
+    if job.kind in ("pretrain", "finetune") and bundle is None:
         raise BundleError("the run left no bundle.", hint="See the log.")
     if job.register is None or bundle is None:
         return Finished()

@@ -132,7 +132,8 @@ class Scheduler:
             **_registry_env(self.settings),
             **({"RAY_ADDRESS": self.executor.address} if self.executor.address else {}),
         }
-        commands = [*before, [job.kind, "--spec", str(folder.path / "spec.json")]]
+        words = ["campaign", "propose"] if job.kind == "propose" else [job.kind]
+        commands = [*before, [*words, "--spec", str(folder.path / "spec.json")]]
         s = self.settings
         limits = {"hours": s.max_job_hours, "memory": s.max_job_memory_bytes, "disk": s.max_job_bytes}
         plan = {"attempt": job.attempt, "commands": commands, "env": env, "limits": limits}

@@ -73,6 +73,17 @@ class NameRow(Base):
     registered: Mapped[bool] = mapped_column(Boolean)
 
 
+class CampaignRow(Base):
+    """A campaign, whose folder holds everything else."""
+
+    __tablename__ = "campaigns"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(16), index=True)
+    name: Mapped[str] = mapped_column(String(200))
+    created: Mapped[datetime.datetime] = mapped_column(UtcTime)
+
+
 class LeaseRow(Base):
     """Who may act as `name`. `token` grows with every holder: a write under an old one is refused."""
 

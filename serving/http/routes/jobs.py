@@ -35,6 +35,7 @@ from serving.http.schemas.jobs import (
 )
 from serving.http.service import Service, service_of
 from serving.jobs.admission import Context, admit
+from serving.jobs.campaigns import CampaignStore
 from serving.jobs.files import FileStore
 from serving.jobs.folder import JobFolder
 from serving.jobs.loop import scheduling
@@ -52,6 +53,7 @@ async def attach(service: Service) -> AsyncIterator[None]:
     """Runs while the application does."""
     service.extras["jobs"] = JobStore(service.database)
     service.extras["files"] = FileStore(service.database, service.settings.data)
+    service.extras["campaigns"] = CampaignStore(service.database, service.settings.data)
     async with scheduling(service.settings, service.database):
         task = asyncio.create_task(_count(service))
         try:
@@ -120,6 +122,7 @@ def _context(request: Request, key: KeyInfo) -> Context:
         file=lambda file_id: files.get(file_id, key.id).id,
         backbone=lambda name: catalogue.backbone(name).exact,
         head=lambda name, base: catalogue.head(name, catalogue.backbone(base)).exact,
+        campaign=lambda campaign_id: service.extras["campaigns"].get(campaign_id, key.id).id,
         roots=service.settings.roots,
         max_workers=service.settings.max_job_workers,
     )
@@ -167,7 +170,7 @@ def submit(
     ] = None,
     key: KeyInfo = require("train"),
 ) -> JobInfo:
-    """Submit a pretrain, finetune or screen job. It starts when its turn comes: fair between keys, in order
+    """Submit a pretrain, finetune, screen or propose job. It starts when its turn comes: fair between keys, in order
     within one."""
     service = service_of(request)
     job = admit(

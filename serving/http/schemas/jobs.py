@@ -9,7 +9,7 @@ from pydantic import Field
 
 from serving.http.schemas.common import Answer, Wire
 
-Kind = Literal["pretrain", "finetune", "screen"]
+Kind = Literal["pretrain", "finetune", "screen", "propose"]
 State = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "CANCELLED"]
 
 
