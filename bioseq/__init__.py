@@ -18,6 +18,7 @@ from bioseq.version import __version__
 if TYPE_CHECKING:
     from bioseq import homologs, vectors
     from bioseq.bundles.registry import Registry
+    from bioseq.campaigns.verbs import campaign
     from bioseq.client.sync import connect
     from bioseq.errors import BioseqError
     from bioseq.inference.loading import load
@@ -31,6 +32,7 @@ _HOMES = {
     "Predictor": "bioseq.inference.predictor",
     "Record": "bioseq.sequences.fasta",
     "Registry": "bioseq.bundles.registry",
+    "campaign": "bioseq.campaigns.verbs",
     "connect": "bioseq.client.sync",
     "load": "bioseq.inference.loading",
     "read_fasta": "bioseq.sequences.fasta",
@@ -42,6 +44,7 @@ __all__ = [
     "Record",
     "Registry",
     "__version__",
+    "campaign",
     "connect",
     "homologs",
     "load",

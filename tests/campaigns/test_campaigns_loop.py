@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import bioseq
 from bioseq.campaigns.campaign import Campaign, Objective, Settings, read_csv, wells
 from bioseq.campaigns.ingest import ingest
 from bioseq.campaigns.ledger import Event, Ledger
@@ -95,6 +96,18 @@ def test_a_proposal_repeats_to_the_byte(campaign: Campaign, tmp_path: Path) -> N
     rows = [r for n in (2, 3) for r in read_csv(campaign.round_folder(n) / "plate.csv")]
     variants = [r["variant"] for r in rows if r["kind"] == "variant"]
     assert len(set(variants)) == len(variants)
+
+
+def test_the_verbs_in_python(campaign: Campaign, tmp_path: Path) -> None:
+    opened = bioseq.campaign(campaign.folder)
+    assert opened.propose()["round"] == 1 and opened.propose()["round"] == 1
+    assert opened.propose(more=True)["round"] == 2
+    assert opened.ingest(results(campaign, tmp_path / "1.csv"), round_=1)["measured"] == 24
+    assert opened.mark("ordered", []) == 24 and opened.status()["rounds"] == 2
+    opened.report(tmp_path / "r.html")
+    assert (tmp_path / "r.html").stat().st_size > 10_000
+    with pytest.raises(InputError, match="is not a campaign"):
+        bioseq.campaign(tmp_path)
 
 
 def test_a_propose_of_a_job_that_is_tried_again_makes_no_second_round(
