@@ -6,8 +6,8 @@
 DATA is a folder of `NAME.csv` (variant, fitness) and `NAME.fasta` (wild type) for gb1 and avgfp. Every run of a seed is a
 line of RUNS.jsonl; those that are there are not run again, so it can be stopped and go on. Seeds count from 100: lower
 ones served to tune the method. The parts: `main`, 5 rounds of 96, clean and with noise and failed wells; `ablations` of
-that; `singles`, three rounds of 16 single mutants of avgfp, as FolDE reports, beside random forests; `size`, all of a synthetic space of four
-sites. Best is 0 at the table's median and 1 at its maximum; noise is in standard deviations of the table.
+that; `singles`, three rounds of 16 single mutants of avgfp, as FolDE reports, beside random forests; `size`, all of a synthetic space of
+four sites. Best is 0 at the table's median and 1 at its maximum; noise is in standard deviations of the table.
 """
 
 from __future__ import annotations
