@@ -10,6 +10,7 @@ timed answer is checked: the nearest of a stored vector is itself, and exact ans
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import tempfile
 import time
@@ -24,13 +25,18 @@ from bioseq.vectors.settings import VectorSettings
 from bioseq.vectors.store import VectorStore
 
 WIDTH, CHUNK, K = 320, 10_000, 10
+SPREAD = 1 / np.sqrt(np.arange(1, WIDTH + 1))
+
+
+@functools.lru_cache(1)
+def centres_of(n_families: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(n_families, WIDTH)).astype(np.float32) * SPREAD
 
 
 def draw(n: int, n_families: int, seed: int) -> np.ndarray:
-    spread = 1 / np.sqrt(np.arange(1, WIDTH + 1))
-    centres = np.random.default_rng(0).normal(size=(n_families, WIDTH)).astype(np.float32) * spread
+    centres = centres_of(n_families)
     rng = np.random.default_rng(seed)
-    noise = rng.normal(size=(n, WIDTH)).astype(np.float32) * (0.5 * spread)
+    noise = rng.normal(size=(n, WIDTH)).astype(np.float32) * (0.5 * SPREAD)
     return (centres[rng.integers(n_families, size=n)] + noise).astype(np.float32)
 
 
