@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint models bench clean
+.PHONY: help demo test test-long lint models page chromium bench clean
 
 help:
 	@echo "make demo       set everything up and run the main job on real proteins"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-long  the long tests: kills at random moments, full-size corpora"
 	@echo "make lint       ruff, mypy and the house's import rules"
 	@echo "make models DATA=DIR   train the shipped models again from the data"
+	@echo "make page       build the page's files again (needs Node.js)"
 	@echo "make bench      every benchmark; dated results in benchmarks/results"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -24,7 +25,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	@$(BIN)/python examples/demo.py
 
-test: $(STAMP)
+# The page's tests drive a real browser; without one, where root may not install it, they are skipped and say so.
+chromium:
+	@command -v chromium chromium-browser google-chrome >/dev/null || { \
+		test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "installing chromium for the page's tests" && \
+		{ timeout 300 apt-get install -y -qq --no-install-recommends chromium || { timeout 120 apt-get update -qq && \
+		timeout 300 apt-get install -y -qq --no-install-recommends chromium; }; } >/dev/null 2>&1; } || true
+
+test: $(STAMP) chromium
 	@$(BIN)/python -m pytest
 
 test-long: $(STAMP)
@@ -36,6 +44,9 @@ lint: $(STAMP)
 models: $(STAMP)
 	@test -n "$(DATA)" || { echo "usage: make models DATA=DIR (see docs/default-model.md)"; exit 2; }
 	@$(BIN)/python -m training.release.make_models --data $(DATA)
+
+page:
+	@cd serving/page/source && npm ci --no-fund --no-audit --silent && npm run --silent build
 
 bench: $(STAMP)
 	@for f in embed pretrain heads serve screen; do $(BIN)/python benchmarks/$$f.py || exit 1; done

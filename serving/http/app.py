@@ -30,6 +30,7 @@ from serving.http.routes.body import Route
 from serving.http.schemas import common
 from serving.http.schemas.models import RegisterRequest
 from serving.http.service import Service
+from serving.page import routes as page
 from serving.problems import Problem
 from serving.settings import Settings
 from serving.telemetry import logs
@@ -37,7 +38,7 @@ from serving.telemetry.metrics import EngineMetrics
 
 # Each has a `router`; and some `attach(service)`, an async context manager that runs while the application does
 # (background work, what they keep in `service.extras`).
-ROUTES: tuple[Any, ...] = (embed, predict, variants, models, estimate, health, jobs, campaigns)
+ROUTES: tuple[Any, ...] = (embed, predict, variants, models, estimate, health, jobs, campaigns, page)
 _DESCRIPTION = """Protein language models: embeddings, property predictions and variant scores.
 
 Errors are problem documents (RFC 9457) with a stable dotted `code`; `/v1/embeddings` answers errors in

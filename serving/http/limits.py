@@ -25,7 +25,8 @@ from serving.telemetry.metrics import IngressMetrics
 STREAMED = ("/v1/files", "/v1/models")
 UNLIMITED = ("/v1/files", "/v1/jobs", "/v1/models")  # uploads, downloads and followed logs take their time
 QUIET = ("/health/live", "/health/ready", "/metrics")
-OPEN = (*QUIET, "/docs", "/openapi.json")  # without a key; /metrics asks itself
+PAGE = ("/", "/page/app.js", "/page/icon.svg", "/page/licences.txt", "/page/style.css")
+OPEN = (*QUIET, *PAGE, "/docs", "/openapi.json")  # without a key; /metrics asks itself
 FREE = ("/v1/limits",)  # not counted as a request: clients ask it to pack by it
 SMALL = {"/v1/jobs": 4 << 20}  # bytes of a body, where fewer will do than `max_body_bytes`
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
