@@ -72,7 +72,8 @@ class Split:
         if kind == "mutations" and self.variants is not None:
             folds = grouped_folds(self.variants.order[rows], FOLDS, seed)
             folds = [f for f in folds if min(map(len, f)) >= 10]
-            if len(folds) >= 2:
+            # Of two folds one trains on the single substitutions alone: too few to say what all would.
+            if len(folds) >= 3:
                 return folds, "number of mutations"
         if kind in ("position", "mutations") and self.variants is not None:
             return grouped_folds(self.variants.site_sets[rows], FOLDS, seed), "set of mutated positions"
