@@ -59,6 +59,13 @@ def _serve_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="a reference set that requests may name by its folder's name; repeatable",
     )
+    p.add_argument(
+        "--vectors",
+        action="append",
+        default=[],
+        metavar="STORE",
+        help="a vector store that requests may search by its folder's name; repeatable",
+    )
     p.add_argument("--log-file", help="access log, JSON lines (default: logs/access.jsonl in $BIOSEQ_HOME)")
     group = p.add_argument_group("limits")
     group.add_argument(
@@ -91,9 +98,12 @@ def _serve_parser() -> argparse.ArgumentParser:
 
 def serve(argv: list[str]) -> int:
     args = _serve_parser().parse_args(argv)
+    from bioseq.vectors.store import VectorStore
     from serving.cluster.running import run
     from serving.settings import Settings, default_home
 
+    for folder in args.vectors:
+        VectorStore(folder)  # raises where there is none
     settings = Settings(
         host=args.host,
         port=args.port,
@@ -106,6 +116,7 @@ def serve(argv: list[str]) -> int:
         roots=tuple(args.root),
         homologs=args.homologs,
         reference_sets=tuple(args.reference_set),
+        vector_stores=tuple(args.vectors),
         log_file=args.log_file or str(default_home() / "logs" / "access.jsonl"),
         max_queue_s=args.max_queue,
         max_items=args.max_items,

@@ -88,6 +88,10 @@ class Settings:
     search_cpus: float = 0.5
     search_threads: int | None = None
     max_queued_residues: int = 2_000_000
+    # Folders of vector stores that requests search by their folder's name, and the comparisons (queries times vectors)
+    # that one request may cost.
+    vector_stores: tuple[str, ...] = ()
+    max_comparisons: int = 2_000_000_000
     # Jobs and files: `data` is where they lie (default: the home), on a disk that all nodes see.
     data: str = ""
     max_running_jobs: int = 3
@@ -131,6 +135,7 @@ class Settings:
             object.__setattr__(self, "data", os.environ.get("BIOSEQ_DATA") or self.home)
         object.__setattr__(self, "roots", tuple(self.roots))
         object.__setattr__(self, "reference_sets", tuple(self.reference_sets))
+        object.__setattr__(self, "vector_stores", tuple(self.vector_stores))
         if self.homologs not in ("none", *self.references):
             raise SpecError(
                 "this reference set is not one of the server's.", field="homologs",
@@ -155,6 +160,11 @@ class Settings:
     def references(self) -> dict[str, str]:
         """Reference sets by the name that requests give: "default", and each folder's own name."""
         return {"default": "default", **{Path(folder).name: folder for folder in self.reference_sets}}
+
+    @property
+    def stores(self) -> dict[str, str]:
+        """Vector stores by the name that requests give: each folder's own."""
+        return {Path(folder).name: folder for folder in self.vector_stores}
 
     @property
     def searches(self) -> bool:

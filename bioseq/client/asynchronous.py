@@ -21,6 +21,7 @@ class AsyncClient(Connection):
     predict = calls.predict
     score = calls.score
     scan = calls.scan
+    search = calls.search
     upload = job_calls.upload
     files = job_calls.files
     delete_file = job_calls.delete_file

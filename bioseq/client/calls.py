@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bioseq.client.answers import ARROW, predictions, stack, table_of, vectors
+from bioseq.client.answers import ARROW, cut_off, predictions, stack, table_of
+from bioseq.client.answers import vectors as vectors_of
 from bioseq.client.exchange import Call, Connection, ask
 from bioseq.errors import SequenceError, SpecError
 from bioseq.progress import Progress
@@ -72,7 +73,7 @@ async def embed(
         at, homologs, alignment,
         pooling=pooling, layers=layers, per_residue=per_residue, long_sequences=long_sequences,
     )  # fmt: skip
-    read = partial(vectors, column="embedding", layers=len(layers), ragged=per_residue)
+    read = partial(vectors_of, column="embedding", layers=len(layers), ragged=per_residue)
     rows = await _all(at, seqs, "/v1/embed", body, read, on_error, progress)
     return rows if per_residue or on_error == "report" else stack(rows)
 
@@ -89,7 +90,7 @@ async def logits(
 ) -> list[np.ndarray]:
     """As `Predictor.logits`: a list of float32 [L, V]."""
     body = _body(at, homologs, alignment, long_sequences=long_sequences)
-    read = partial(vectors, column="logits", ragged=True)
+    read = partial(vectors_of, column="logits", ragged=True)
     return await _all(at, seqs, "/v1/logits", body, read, on_error, progress)
 
 
@@ -153,7 +154,46 @@ async def scan(
         at, homologs, alignment,
         sequence=_text(sequence), strategy=strategy, long_sequences=long_sequences,
     )  # fmt: skip
-    return stack(vectors(await _table(at, "/v1/scan", body, None), "scores"))
+    return stack(vectors_of(await _table(at, "/v1/scan", body, None), "scores"))
+
+
+async def search(
+    at: Connection,
+    store: str,
+    seqs: Sequence[str | Record] | None = None,
+    *,
+    vectors: Any = None,
+    k: int = 10,
+    exact: bool | None = None,
+    progress: bool = False,
+) -> list[list[dict[str, Any]]]:
+    """The k nearest in a vector store of the server, best first: `{"ids", "similarity"}` of each. Give sequences, or
+    `vectors` [N, D]; `exact` is by the store's size unless said."""
+    if (seqs is None) == (vectors is None) or isinstance(seqs, str):
+        raise SpecError("give a list of sequences, or vectors.", field="seqs")
+    body = {"model": at.model, "store": store, "k": k, "exact": exact}
+    most = await limits(at)
+    if vectors is not None:
+        rows = np.asarray(vectors, np.float32).tolist()
+        packs = [rows[i : i + 1000] for i in range(0, len(rows), 1000)]
+    else:
+        packs = [[text for _, text, _ in pack] for pack in _packs(seqs or [], most)]
+    field, first = "sequences" if vectors is None else "vectors", 0
+    asks = []
+
+    async def page(first: int, some: list[Any]) -> list[list[dict[str, Any]]]:
+        try:
+            found: dict[str, Any] = await ask(at, Call("POST", "/v1/search", {**body, field: some}))
+        except SequenceError as error:
+            raise error.at(index=first + (error.index or 0)) from None
+        if len(found["data"]) != len(some):
+            raise cut_off(f"{len(found['data'])} of {len(some)} rows came")
+        return [item["hits"] for item in found["data"]]
+
+    for some in packs:
+        asks.append(partial(page, first, some))
+        first += len(some)
+    return await _joined(at, iter(asks), first, progress)
 
 
 # ------------------------------------------------------------------------------------------------------ requests

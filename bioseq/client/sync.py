@@ -84,6 +84,7 @@ class Client(Connection):
     predict = _blocking(calls.predict)
     score = _blocking(calls.score)
     scan = _blocking(calls.scan)
+    search = _blocking(calls.search)
     upload = _blocking(job_calls.upload)
     files = _blocking(job_calls.files)
     delete_file = _blocking(job_calls.delete_file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ from bioseq.commands.records import Notes, add_alignment_option, add_reading_opt
 from bioseq.errors import InputError, OutputError
 
 if TYPE_CHECKING:
+    from bioseq.inference.predictor import Predictor
+    from bioseq.inference.query import Query, Result
     from bioseq.sequences.fasta import Record
 
 CHUNK = 2048  # records read, planned and written at a time
@@ -50,6 +52,11 @@ def parser() -> argparse.ArgumentParser:
         choices=("error", "window", "truncate"),
         default="error",
         help="what to do with sequences over the model's limit (default: error)",
+    )
+    p.add_argument(
+        "--vectors",
+        metavar="STORE",
+        help="read what this vector store holds and add the rest to it; it is made if it is not there",
     )
     p.add_argument("--gaps", action="store_true", help="accept '-' and '.' as gap tokens")
     p.add_argument(
@@ -117,6 +124,15 @@ def _rows(
     if args.server and args.gaps:
         raise InputError("--gaps works on this machine only.", hint="Leave out --server, or remove the gaps.")
 
+    if args.vectors and (args.server or args.alignment):
+        raise InputError(
+            "--vectors goes with neither --server nor --alignment.", hint="Leave one of them out."
+        )
+    if args.vectors and args.per_residue and len(args.layers) > 1:
+        raise InputError(
+            "a vector store holds one layer of vectors of residues.", hint="Name one layer with --layers."
+        )
+
     def remote(client: Any, chunk: list[Record], on_error: str) -> list[Any]:
         return client.embed(
             chunk, pooling=args.pooling, layers=args.layers, per_residue=args.per_residue,
@@ -130,8 +146,28 @@ def _rows(
             "embed": EmbedOptions(args.pooling, args.layers, args.per_residue),
             "long_sequences": args.long_sequences, "gaps": args.gaps,
         },
-        read=lambda answer: answer.embedding, remote=remote,
+        read=lambda answer: answer.embedding, remote=remote, run=_through(args) if args.vectors else None,
     )  # fmt: skip
+
+
+def _through(args: argparse.Namespace) -> Callable[[Predictor, list[Query], list[str]], list[Result]]:
+    """`Predictor.run` through the store of --vectors."""
+    from bioseq.inference.query import Result
+    from bioseq.inference.vectors import embed_stored, settings_of
+    from bioseq.vectors.store import VectorStore
+
+    def run(model: Predictor, queries: list[Query], names: list[str]) -> list[Result]:
+        if not queries:
+            return []
+        assert queries[0].embed is not None
+        store = VectorStore(args.vectors, settings_of(model, queries[0].embed, args.long_sequences))
+        arrays = embed_stored(model, store, queries, names)[0]
+        shape = (-1,) if args.per_residue or len(args.layers) == 1 else (len(args.layers), -1)
+        if not args.per_residue:
+            arrays = [a.reshape(shape) for a in arrays]
+        return [Result(embedding=a, notes=q.notes) for a, q in zip(arrays, queries, strict=True)]
+
+    return run
 
 
 def _write_parquet(rows: Iterator[Any], path: Path, args: argparse.Namespace) -> None:

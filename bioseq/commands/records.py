@@ -13,7 +13,7 @@ from bioseq.errors import SequenceError
 
 if TYPE_CHECKING:
     from bioseq.inference.predictor import Predictor
-    from bioseq.inference.query import Result
+    from bioseq.inference.query import Query, Result
     from bioseq.sequences.fasta import Record
 
 Notes = tuple[str, ...]
@@ -63,11 +63,13 @@ def compute_chunks(
     prepare: dict[str, Any],
     read: Callable[[Result], Any],
     remote: Callable[[Any, list[Record], str], list[Any]],
+    run: Callable[[Predictor, list[Query], list[str]], list[Result]] | None = None,
 ) -> Iterator[tuple[list[Record], list[Notes], list[Any]]]:
     """Chunks of records with notes and results, in input order. `counts` grows by (done, left out).
 
     `prepare` goes to `Predictor.prepare` and `read` takes the answer from what comes back; `remote` asks a client
-    for a chunk under its `on_error`, with None for a record that it could not answer.
+    for a chunk under its `on_error`, with None for a record that it could not answer. `run` stands for `Predictor.run`, and gets the
+    ids too.
     """
     from bioseq.inference.homologs import let_read
     from bioseq.inference.predictor import Predictor
@@ -97,7 +99,7 @@ def compute_chunks(
                     kept.append(record)
                 if args.alignment:
                     let_read(engine, engine.heads, queries, args.homologs, args.alignment)
-                found = engine.run(queries)
+                found = run(engine, queries, [r.id for r in kept]) if run else engine.run(queries)
                 notes, results = [a.told for a in found], [read(a) for a in found]
                 for record, answer in zip(kept, found):
                     for text in answer.notes:

@@ -96,7 +96,7 @@ async def answer(request: Request, key: KeyInfo, order: Order) -> Response:
                 f"{what} would have {size} bytes; the limit is {limit}. Ask for fewer layers or sequences, or pooled.",
                 given=size, limit=limit,
             )  # fmt: skip
-    minute = await _charge(request, key, target, order.items(), sum(cost.tokens))
+    minute = await charge(request, key, target, order.items(), sum(cost.tokens))
     cuts = slices(cost.tokens, sizes, settings.chunk_tokens, settings.chunk_bytes)
     ask = replace(
         order.ask(target), timeout_s=settings.request_s, caller=key.id, searching=target.searching,
@@ -180,7 +180,7 @@ def _check_alignment(order: Order, target: Target) -> None:
     raise SpecError(told, field="alignment")
 
 
-async def _charge(request: Request, key: KeyInfo, target: Target, items: int, tokens: int) -> int:
+async def charge(request: Request, key: KeyInfo, target: Target, items: int, tokens: int) -> int:
     """Refuse what is too much for one request, count the rest; the minute that it was counted in. Raises `Problem` 413 and 429."""
     service = service_of(request)
     limit = service.settings.max_request_tokens

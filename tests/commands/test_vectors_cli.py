@@ -123,3 +123,38 @@ def test_another_model_and_a_missing_store_are_refused(
     bad.write_text(">a\nMKT1\n")
     assert vectors(bundle, "add", tmp_path / "new", bad) == 1
     assert "position 4" in capsys.readouterr().err and len(bioseq.vectors(tmp_path / "new")) == 0
+
+
+@pytest.mark.parametrize("more", [[], ["--per-residue"], ["--layers", "0,-1"]])
+def test_embed_reads_a_store_and_adds_to_it(
+    bundle: str, data: Path, tmp_path: Path, more: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fasta = str(data / "valid_orphan_25.fasta")
+    plain, first, again = (tmp_path / f"{n}.npz" for n in ("plain", "first", "again"))
+    through = ["--vectors", str(tmp_path / "kept")]
+    assert main(["embed", fasta, "-o", str(plain), *more, "--model", bundle]) == 0
+    assert main(["embed", fasta, "-o", str(first), *more, *through, "--model", bundle]) == 0
+    from bioseq.inference.predictor import Predictor
+
+    def run(self: Predictor, queries: list[object]) -> list[object]:
+        assert not queries, "embedded twice"
+        return []
+
+    monkeypatch.setattr(Predictor, "run", run)
+    assert main(["embed", fasta, "-o", str(again), *more, *through, "--model", bundle]) == 0
+    with np.load(plain) as a, np.load(first) as b, np.load(again) as c:
+        assert a["embeddings"].shape == b["embeddings"].shape
+        np.testing.assert_allclose(a["embeddings"], b["embeddings"], atol=1e-5)
+        np.testing.assert_array_equal(b["embeddings"], c["embeddings"])
+    assert len(bioseq.vectors(tmp_path / "kept")) == 25
+
+
+def test_embed_refuses_a_store_of_other_settings(
+    bundle: str, data: Path, tmp_path: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "e.npz"
+    given = ["embed", str(data / "valid_orphan_25.fasta"), "-o", str(out), "--vectors", str(store)]
+    assert main([*given, "--pooling", "max", "--model", bundle]) == 1
+    assert "pooling 'mean', asked 'max'" in capsys.readouterr().err and not out.exists()
+    assert main([*given, "--per-residue", "--layers", "0,-1", "--model", bundle]) == 1
+    assert main([*given, "--server", "http://127.0.0.1:1"]) == 1
