@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bioseq.version import __version__
 
 if TYPE_CHECKING:
-    from bioseq import homologs, vectors
+    from bioseq import design, homologs, vectors
     from bioseq.bundles.registry import Registry
     from bioseq.campaigns.verbs import campaign
     from bioseq.client.sync import connect
@@ -46,6 +46,7 @@ __all__ = [
     "__version__",
     "campaign",
     "connect",
+    "design",
     "homologs",
     "load",
     "read_fasta",
@@ -54,7 +55,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("homologs", "vectors"):  # rooms, which are callable
+    if name in ("design", "homologs", "vectors"):  # rooms, which are callable
         return importlib.import_module(f"bioseq.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'bioseq' has no attribute {name!r}")

@@ -25,6 +25,7 @@ CORE = {
     "predict": ("bioseq.commands.predict", "properties of proteins, by the heads you name"),
     "homologs": ("bioseq.commands.homologs", "find relatives of proteins in a reference set"),
     "vectors": ("bioseq.commands.vectors", "keep embeddings, and find the nearest proteins"),
+    "design": ("bioseq.commands.design", "new variants that an objective finds good, under constraints"),
     "models": ("bioseq.commands.models", "list, import, export and register models"),
 }
 EXTRAS = {  # what the other two packages add; the text is here so that help needs no import

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -170,22 +170,47 @@ def _summary(campaign: Campaign, number: int, picks: Picks, known: Sequence[Know
     return summary | ({"left_out": left_out} if left_out else {})
 
 
+Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def fitted(campaign: Campaign) -> dict[str, Predict]:
+    """By objective with enough data: what gives mean and standard deviation float [N] of codes uint8 [N, S] at the
+    campaign's sites, by the surrogate that wins on all data so far. Raises `InputError` where none has."""
+    out: dict[str, Predict] = {}
+    for objective, known in zip(campaign.objectives, known_of(campaign, campaign.state()), strict=True):
+        if len(known.y) >= 5 and np.ptp(known.y) > 0:
+            out[objective.column] = _fitted(campaign, known)
+    if not out:
+        raise _no_data(campaign, 0, 0)
+    return out
+
+
+def _fitted(campaign: Campaign, known: Known) -> Predict:
+    eyes = eyes_of(campaign, known.codes)
+    rivals = entrants(eyes, Method(), campaign.settings.seed)
+    winner = compete(eyes.look(known.codes), known.y, known.noise, rivals).winner
+
+    def predict(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        view = eyes.look(codes)
+        return winner.mean(view), winner.sd(view)
+
+    return predict
+
+
+def _no_data(campaign: Campaign, objective: int, count: int) -> InputError:
+    return InputError(
+        f"{campaign.objectives[objective].column}: {count} measured variants; a surrogate needs 5 with different values.",
+        code="campaign.no_data",
+        hint="Ingest results first.",
+    )
+
+
 def score_variants(
     campaign: Campaign, variants: Sequence[str], objective: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation float [N] of the surrogate that wins on all data so far; `variants` may lie outside
     the space's combinations, at its sites."""
     known = known_of(campaign, campaign.state())[objective]
-    column = campaign.objectives[objective].column
     if len(known.y) < 5 or np.ptp(known.y) == 0:
-        raise InputError(
-            f"{column}: {len(known.y)} measured variants; a surrogate needs 5 with different values.",
-            code="campaign.no_data",
-            hint="Ingest results first.",
-        )
-    eyes = eyes_of(campaign, known.codes)
-    winner = compete(
-        eyes.look(known.codes), known.y, known.noise, entrants(eyes, Method(), campaign.settings.seed)
-    ).winner
-    view = eyes.look(campaign.space.encode([campaign.space.read(v) for v in variants]))
-    return winner.mean(view), winner.sd(view)
+        raise _no_data(campaign, objective, len(known.y))
+    return _fitted(campaign, known)(campaign.space.encode([campaign.space.read(v) for v in variants]))
