@@ -73,6 +73,7 @@ def test_every_task_predicts_in_the_documented_form(tmp_path, backbone, model, c
     evidence = bundle.evidence()
     assert set(evidence["gains"]) == set(evidence["baselines"])
     assert evidence["beats_baseline"] == all(g["low"] > 0 for g in evidence["gains"].values())
+    assert evidence["too_few_groups"] is None
     assert {"majority", "composition_dipeptides"} <= set(evidence["baselines"])
     assert any(name.startswith("nearest_") for name in evidence["baselines"])
     low, high = evidence["intervals"][evidence["main"]]
@@ -162,6 +163,23 @@ def test_a_weak_head_says_so_first_and_is_not_registered(tmp_path, backbone, mon
     with pytest.raises(RegistryError):
         Registry(tmp_path / "home").register(bundle.path, "weak")
     assert not Registry(tmp_path / "home").heads_for(open_bundle(backbone).manifest)
+
+
+@pytest.mark.parametrize("families", [1, 5, 6])
+def test_a_test_part_of_few_families_passes_no_head(tmp_path, backbone, families):
+    """Labels that follow from the composition, so that the head is far above every baseline but the composition's."""
+    rows = table(120)
+    test = [r for r in rows if r["set"] == "test"]
+    for i, r in enumerate(test):
+        r["cluster"] = f"t{i % families}"
+    evidence = run(tmp_path, backbone, ("k",), rows, output=str(tmp_path / "few")).evidence()
+    assert evidence["resampled"]["groups"] == families
+    if families < 6:
+        assert not evidence["beats_baseline"] and f"{families} group" in evidence["too_few_groups"]
+        card = (tmp_path / "few" / "card.md").read_text()
+        assert card.splitlines()[2].startswith("> **Weak.**") and "at least 6" in card.splitlines()[2]
+    else:
+        assert evidence["too_few_groups"] is None
 
 
 def test_a_good_head_is_registered_and_served_by_name(tmp_path, backbone, monkeypatch):

@@ -77,3 +77,53 @@ def test_weights_that_are_all_zero_are_refused(tmp_path: Path) -> None:
     labels = _table(tmp_path / "t.csv", _rows(100, 60), weight="w")
     with pytest.raises(TableError, match="every training row has a weight of 0"):
         make_split(labels, measure=False)
+
+
+def test_one_family_is_dealt_to_folds_by_row(tmp_path: Path) -> None:
+    """All validation and training rows in one group: nothing to keep together, and the card says so."""
+    labels = _table(tmp_path / "t.csv", _rows(100, 60))
+    labels = replace(
+        labels, part=None, cluster=["one"] * len(labels), wild_type=None, sequences=_ragged(labels)
+    )
+    split = make_split(labels, measure=False)
+    rows = np.flatnonzero(split.part != TEST)
+    folds, by = split.folds(rows)
+    assert len(folds) == 5 and by.startswith("row, as all of them are one group")
+    assert sorted(np.concatenate([valid for _, valid in folds]).tolist()) == list(range(len(rows)))
+
+
+def _ragged(labels: Labels) -> list[str]:
+    return [s + "A" * (i % 5) for i, s in enumerate(labels.sequences)]
+
+
+def test_a_split_by_positions_counts_them_and_warns_of_few(tmp_path: Path) -> None:
+    from bioseq.specs.finetune import SplitSettings
+
+    labels = replace(_table(tmp_path / "t.csv", _rows(300, 1)), part=None, wild_type=WILD)
+    own = make_split(labels, SplitSettings(kind="position"), measure=False)
+    assert own.how["families"]["test"] == len(set(own.groups[own.part == TEST])) < 10
+    # the same in a file's own split, whose intervals then resample positions, not rows
+    told = make_split(replace(labels, part=own.part.clip(0)), measure=False)
+    assert told.how["kept_apart"] == "mutated positions"
+    groups, _ = told.tested(told.places(TEST))
+    assert len(np.unique(groups)) == own.how["families"]["test"] < len(groups)
+    for split in (own, told):
+        assert any("mutated positions; with fewer than 10" in w for w in split.warnings)
+
+
+def test_a_library_of_four_sites_is_resampled_by_row(tmp_path: Path) -> None:
+    rows = {WILD: "train"}
+    rng = np.random.default_rng(0)
+    while len(rows) < 300:
+        s = _changed(
+            WILD,
+            {
+                at: str(rng.choice(list("ACDEFGHIKL")))
+                for at in rng.permutation([2, 5, 9, 14])[: rng.integers(1, 5)]
+            },
+        )
+        rows[s] = "train" if sum(a != b for a, b in zip(s, WILD)) <= 2 else "test"
+    split = make_split(_table(tmp_path / "t.csv", list(rows.items())), measure=False)
+    assert split.kind == "mutations"
+    groups, by = split.tested(split.places(TEST))
+    assert len(np.unique(groups)) == len(groups) and by.startswith("row")

@@ -86,8 +86,10 @@ def families(groups: np.ndarray, part: np.ndarray) -> dict[str, int]:
 
 
 def grouped_folds(groups: np.ndarray, count: int = 5, seed: int = 0) -> Folds:
-    """At most `count` folds that keep groups whole, of sizes as alike as the groups allow."""
+    """At most `count` folds that keep groups whole, of sizes as alike as the groups allow; none of a single group."""
     distinct = len(np.unique(groups))
+    if distinct < 2:
+        return []
     names = np.random.default_rng(seed).permutation(distinct)[np.unique(groups, return_inverse=True)[1]]
     return list(GroupKFold(min(count, distinct)).split(np.zeros(len(groups)), groups=names))
 

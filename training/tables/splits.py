@@ -22,7 +22,9 @@ from training.tables.labels import TEST, TRAIN, VALID, Labels
 from training.tables.variants import Variants, find_variants, kept_apart
 
 FEW_FAMILIES = 10
+FEW_SITES = 8  # a library over at most so many positions is about residues, not about other positions
 FOLDS = 5
+ROW, FIRST = "row", "first mutated position"
 TEST_ROWS, TEST_SHARE = (
     30,
     0.05,
@@ -60,8 +62,26 @@ class Split:
             return self.variants.site_sets[rows]
         return self.groups[rows]
 
+    def tested(self, rows: np.ndarray) -> tuple[np.ndarray, str]:
+        """(which of the test part's `rows` are resampled together for the interval of a score, by what)."""
+        kind, variants = self.kind, self.variants
+        if variants is not None and kind == "mutations" and len(variants.sites) <= FEW_SITES:
+            # its sets of positions are all there are, too few to resample, and new variants have the same ones
+            return np.arange(len(rows)), f"row, as the table varies at {len(variants.sites)} positions alone"
+        if variants is not None and kind == "mutations":
+            return self.resampled(rows), "set of mutated positions"
+        return self.groups[rows], self.how.get("groups", ROW)
+
     def folds(self, rows: np.ndarray, *, seed: int = 0) -> tuple[Folds, str]:
-        """(folds over `rows`, as places in `rows`; by what they are grouped): by what the split itself groups by."""
+        """(folds over `rows`, as places in `rows`; by what they are grouped): by what the split itself groups by, or by
+        rows where that puts all of them together."""
+        found, way = self._folds(rows, seed)
+        if found:
+            return found, way
+        alone = f"row, as all of them are one group by {way}"
+        return grouped_folds(np.arange(len(rows)), FOLDS, seed), alone
+
+    def _folds(self, rows: np.ndarray, seed: int) -> tuple[Folds, str]:
         kind = self.kind
         if kind == "position" and self.variants is not None:
             contiguous = self.how.get("mode") == "contiguous"
@@ -77,7 +97,7 @@ class Split:
                 return folds, "number of mutations"
         if kind in ("position", "mutations") and self.variants is not None:
             return grouped_folds(self.variants.site_sets[rows], FOLDS, seed), "set of mutated positions"
-        return grouped_folds(self.groups[rows], FOLDS, seed), self.how.get("groups", "row")
+        return grouped_folds(self.groups[rows], FOLDS, seed), self.how.get("groups", ROW)
 
     def families_in(self, rows: np.ndarray) -> int:
         return len(np.unique(self.groups[rows]))
@@ -146,9 +166,12 @@ def _split(
         groups, how["groups"] = _groups(labels, variants, settings.identity, measure)
         part = _by_column(labels, variants, groups, settings, rng, how)
         if variants is not None:
+            apart = kept_apart(variants, part)
             how["kept_apart"] = {"mutations": "numbers of mutations", "position": "mutated positions"}.get(
-                kept_apart(variants, part) or "", "nothing but rows"
+                apart or "", "nothing but rows"
             )
+            if apart == "position":
+                groups, how["groups"] = variants.first_sites, FIRST
     elif kind == "cluster":
         groups, way = _clusters(labels, settings.identity)
         how |= {"clusters": int(groups.max()) + 1, "groups": way, "identity": settings.identity}
@@ -166,20 +189,24 @@ def _split(
             part = _by_mutations(variants, settings, rng, how)
         else:
             part = _by_position(variants, settings, how)
-            groups = np.where(variants.differs.any(1), variants.differs.argmax(1), -1)
-            how["groups"] = "first mutated position"
+            groups, how["groups"] = variants.first_sites, FIRST
     else:
         raise TableError(f"unknown split {kind!r}.")
     how |= {name: int((part == p).sum()) for name, p in (("train", TRAIN), ("valid", VALID), ("test", TEST))}
     _enough(labels, part)
     warnings = []
-    if how.get("groups") and kind != "position":
+    if how.get("groups", ROW) != ROW:
         how["families"] = families(groups, part)
+        one, several, others = (
+            ("mutated position", "mutated positions", "positions")
+            if how["groups"] == FIRST
+            else ("family of similar sequences", "families of similar sequences", "proteins")
+        )
         for name, count in how["families"].items():
             if count < FEW_FAMILIES <= how[name]:
                 warnings.append(
-                    f"the {name} part holds {count} famil{'y' if count == 1 else 'ies'} of similar sequences; with "
-                    f"fewer than {FEW_FAMILIES} its figures say little about other proteins."
+                    f"the {name} part holds {count} {one if count == 1 else several}; with fewer than {FEW_FAMILIES} its "
+                    f"figures say little about other {others}."
                 )
     if measure and variants is None:
         how["leakage"] = leakage(
@@ -212,7 +239,7 @@ def _groups(
     """What belongs together where the split itself does not say: clusters, or each variant alone."""
     if labels.cluster or (variants is None and measure):
         return _clusters(labels, identity)
-    return np.arange(len(labels)), "row"
+    return np.arange(len(labels)), ROW
 
 
 def _by_column(

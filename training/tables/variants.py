@@ -44,6 +44,11 @@ class Variants:
         return np.unique(self.differs, axis=0, return_inverse=True)[1].ravel()
 
     @property
+    def first_sites(self) -> np.ndarray:
+        """Each row's first mutated position, int [N]; -1 for the wild type."""
+        return np.where(self.differs.any(1), self.differs.argmax(1), -1)
+
+    @property
     def singles_only(self) -> bool:
         """At least 95 % of the rows have at most one substitution."""
         return bool((self.order <= 1).mean() >= 0.95)

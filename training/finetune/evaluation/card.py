@@ -54,12 +54,13 @@ def verdict(evidence: dict[str, Any]) -> str:
     return (
         f"{main} {_number(evidence['metrics'][main])} on {evidence['rows']['test']} held-out rows; best baseline "
         f"({best}) {_number(evidence['baselines'][best][main])}"
-        + (
-            ""
-            if evidence["beats_baseline"]
-            else f": WEAK, its gain over {evidence['hardest_baseline']} is not above zero ({_range(gain)})"
-        )
+        + ("" if evidence["beats_baseline"] else f": WEAK, {_weakness(evidence, gain)}")
     )
+
+
+def _weakness(evidence: dict[str, Any], gain: dict[str, Any]) -> str:
+    few: str | None = evidence["too_few_groups"]
+    return few or f"its gain over {evidence['hardest_baseline']} is not above zero ({_range(gain)})"
 
 
 def _number(value: Any) -> str:
@@ -83,10 +84,11 @@ def card(evidence: dict[str, Any], spec: FinetuneSpec, name: str) -> str:
     main = MAIN[evidence["task"]]
     lines = [f"# {name}", ""]
     if not evidence["beats_baseline"]:
-        hardest = evidence["hardest_baseline"]
+        hardest, few = evidence["hardest_baseline"], evidence["too_few_groups"]
         lines += [
-            f"> **Weak.** On held-out data this head is not shown to be better than {hardest}: the interval of its gain "
-            f"in {main} is {_range(evidence['gain'])}. Do not use it in place of that baseline.",
+            f"> **Weak.** On held-out data this head is not shown to be better than {hardest}: "
+            + (f"{few}." if few else f"the interval of its gain in {main} is {_range(evidence['gain'])}.")
+            + " Do not use it in place of that baseline.",
             "",
         ]
     what = ", ".join(evidence["targets"]) or "a state for every residue"
@@ -134,7 +136,7 @@ def _scores(evidence: dict[str, Any], name: str) -> list[str]:
         *_table(table),
         "",
         f"Intervals: 95 % of resamples of the test part by {by['by']} ({by['groups']} groups); gains are paired. The head "
-        "passes if every gain's lower end lies above zero.",
+        f"passes if every gain's lower end lies above zero and there are at least {by['least']} groups.",
     ]
 
 
@@ -251,6 +253,6 @@ def _split(evidence: dict[str, Any]) -> list[str]:
     lines = [f"- {k}: {v}" for k, v in evidence["split"].items() if k not in ("leakage", "families")]
     if "families" in evidence["split"]:
         parts = (f"{part} {count}" for part, count in evidence["split"]["families"].items())
-        lines.append(f"- families (groups of similar sequences): {', '.join(parts)}")
+        lines.append(f"- families (groups by {evidence['split']['groups']}): {', '.join(parts)}")
     lines += [f"- leakage, {k}: {v}" for k, v in evidence["split"].get("leakage", {}).items()]
     return [*lines, *(f"- **warning**: {w}" for w in evidence["warnings"])]

@@ -1,5 +1,6 @@
 """Calibrate a fitted head on rows that it did not train on, then measure it once on the test part, beside baselines
-that saw the same rows. It passes only if the paired interval of its gain lies above zero for every one of them."""
+that saw the same rows. It passes only if the paired interval of its gain lies above zero for every one of them, and the
+test part holds groups enough for an interval to mean something."""
 
 from __future__ import annotations
 
@@ -25,6 +26,7 @@ from training.tables.splits import Split
 
 SHUFFLED = 200  # test proteins whose shuffled residues the out-of-domain score is tried on
 CURVE, REPEATS = (24, 96, 384), 3
+FEWEST = 6  # groups in the test part; of fewer, a head without any gain passes in more than 1 case of 20
 
 
 def scorer(task: str, labels: Labels, output: Any, thresholds: list[float] | None = None) -> Scorer:
@@ -104,7 +106,8 @@ def report(
     raw, members = _outputs(head, fit, "test", test, far.get("test"))
     output = _as_metric(head, raw)
     own = scorer(task, test, output, calibration.get("thresholds"))
-    everything, groups = np.arange(len(test)), split.groups[places["test"]]
+    everything, (groups, by) = np.arange(len(test)), split.tested(places["test"])
+    distinct = len(np.unique(groups))
     others = _baselines(spec, task, parts, fit) | fit.baselines
     scores = {name: scorer(task, test, out)(everything) for name, out in others.items()}
     main = MAIN[task]
@@ -118,13 +121,14 @@ def report(
         "main": main,
         "metrics": own(everything),
         "intervals": metrics.bootstrap(groups, own, rounds=spec.bootstrap, seed=spec.seed),
-        "resampled": {"by": split.how.get("groups", "row"), "groups": len(np.unique(groups))},
+        "resampled": {"by": by, "groups": distinct, "least": FEWEST},
         "baselines": scores,
         "best_baseline": best,
         "gains": gains,
         "hardest_baseline": hardest,
         "gain": gains[hardest],
-        "beats_baseline": all(g["low"] > 0 for g in gains.values()),
+        "beats_baseline": distinct >= FEWEST and all(g["low"] > 0 for g in gains.values()),
+        "too_few_groups": _too_few(distinct, by),
         "rows": {p: len(some) for p, some in parts.items()},
         "labelled": {p: some.labelled() for p, some in parts.items()},
         # convolutions that read embeddings were fitted on embedded rows alone, and say so
@@ -169,6 +173,13 @@ def report(
     if fit.relearn is not None and fit.rows is not None:
         evidence["learning_curve"] = _learning_curve(task, test, fit, evidence["metrics"][main])
     return calibration, evidence, curves
+
+
+def _too_few(groups: int, by: str) -> str | None:
+    """Why no interval of this test part can be trusted."""
+    if groups >= FEWEST:
+        return None
+    return f"the test part holds {groups} group{'s' * (groups != 1)} by {by}; an interval needs at least {FEWEST} to resample"
 
 
 def _gains(
