@@ -13,9 +13,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from bioseq.errors import ResourceError, ServiceError
 from serving.cluster.lone_ray import settle
@@ -32,6 +32,8 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
 }
+
+_END_S = 30.0  # for Ray's own ending; what has not ended by then is killed
 
 
 def token_file(home: str) -> Path:
@@ -114,6 +116,56 @@ def _own_agent_port() -> Iterator[None]:
         yield
     finally:
         parameter.RayParams = plain
+
+
+def _ray_lives() -> bool:
+    """Whether the Ray that this process started still runs, both its halves: a signal to the whole process group, which
+    is what systemd sends, ends them with us, and a raylet that outlives its GCS waits for it for minutes."""
+    import psutil
+
+    alive = set()
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if child.status() != psutil.STATUS_ZOMBIE:
+                alive.add(child.name())
+    return all(any(name.startswith(part) for name in alive) for part in ("raylet", "gcs_server"))
+
+
+class _Watchdog:
+    """Ends this process, with all that it started, if after `start` the Ray that it owns dies (calls would wait for it in
+    vain) or has not ended in `seconds`. Of its own thread, as the main one may be inside such a call."""
+
+    def __init__(self, seconds: float):
+        self.until = time.monotonic() + seconds
+        self.seconds = seconds
+        self.error: BaseException | None = None
+        self.ending, self.done = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> _Watchdog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+
+    def start(self) -> None:
+        """Once stopping has begun. Again: nothing."""
+        if self._thread.ident is None:
+            self.until = time.monotonic() + self.seconds
+            self._thread.start()
+
+    def _watch(self) -> None:
+        import psutil
+
+        while not self.done.wait(0.2):
+            if time.monotonic() <= self.until and (self.ending.is_set() or _ray_lives()):
+                continue
+            said = self.error or "Ray does not answer any more; ending without it"
+            print(f"bioseq serve: {said}", file=sys.stderr, flush=True)
+            for child in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    child.kill()
+            os._exit(1 if self.error else 0)
 
 
 @contextlib.contextmanager
@@ -210,39 +262,6 @@ def drain(ray: Any, seconds: float) -> None:
         print(f"bioseq serve: stopping without waiting ({type(error).__name__})", file=sys.stderr)
 
 
-def _raylet_lives() -> bool:
-    """Whether the Ray that this process started still runs. A signal to the whole process group, which is what systemd
-    sends, ends it together with us."""
-    import psutil
-
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.Error):
-            if child.name().startswith("raylet") and child.status() != psutil.STATUS_ZOMBIE:
-                return True
-    return False
-
-
-def _abandon() -> NoReturn:
-    """End without Ray, whose calls would wait for it in vain, and leave no process behind."""
-    import psutil
-
-    print("bioseq serve: Ray was stopped as well; ending without waiting", file=sys.stderr, flush=True)
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            child.kill()
-    os._exit(0)
-
-
-def _while_ray_lives(function: Callable[[], None], own: bool) -> None:
-    """Run `function`, which calls Ray; end the process if its own Ray dies meanwhile."""
-    thread = threading.Thread(target=function, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.2)
-        if own and not _raylet_lives():
-            _abandon()
-
-
 def run(
     settings: Settings,
     *,
@@ -259,7 +278,7 @@ def run(
     stop = stop or threading.Event()
     # The settings carry it. Ray's workers inherit this environment, those of jobs among them, which need no database.
     os.environ.pop("BIOSEQ_DATABASE", None)
-    with ray_session(settings, address, num_cpus) as ray:
+    with _Watchdog(settings.drain_s + _END_S) as watchdog, ray_session(settings, address, num_cpus) as ray:
         from ray import serve
         from ray.serve.config import HTTPOptions
         from ray.serve.schema import LoggingConfig
@@ -269,10 +288,12 @@ def run(
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
-        def on_signal(*_: Any) -> None:
+        def begin_to_stop(*_: Any) -> None:
             stop.set()
+            if address is None:  # a Ray that we joined is not ours to judge
+                watchdog.start()
 
-        before = {s: signal.signal(s, on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
+        before = {s: signal.signal(s, begin_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
             start_serve(
                 http_options=HTTPOptions(host=settings.host, port=settings.port, keep_alive_timeout_s=75),
@@ -293,18 +314,18 @@ def run(
             while not stop.wait(0.5):
                 pass
             print("bioseq serve: stopping", file=sys.stderr, flush=True)
-            _while_ray_lives(lambda: drain(ray, settings.drain_s), address is None)
+            begin_to_stop()
+            drain(ray, settings.drain_s)
         finally:
-
-            def end() -> None:
-                if address is None:
-                    serve.shutdown()
-                else:
-                    serve.delete(APP)
-                with contextlib.suppress(Exception):
-                    ray.kill(open_board())
-
-            _while_ray_lives(end, address is None)
+            watchdog.error = sys.exc_info()[1]
+            begin_to_stop()
+            if address is None:
+                serve.shutdown()
+            else:
+                serve.delete(APP)
+            with contextlib.suppress(Exception):
+                ray.kill(open_board())
+            watchdog.ending.set()
             for number, handler in before.items():
                 signal.signal(number, handler)
     return 0

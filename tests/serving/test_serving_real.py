@@ -312,3 +312,20 @@ def test_a_signal_to_the_whole_process_group_stops_it_too(home):
         for process in made.family():
             process.kill()
         made.log.close()
+
+
+@pytest.mark.parametrize("failing, code", [(False, 0), (True, 1)])
+def test_a_ray_that_does_not_end_is_not_waited_for(failing, code):
+    """A raylet that outlives its GCS waits for it for minutes; an error on its way out is told all the same."""
+    script = f"""
+import time
+from serving.cluster import running
+running._ray_lives = lambda: {failing}
+with running._Watchdog(0.5) as watchdog:
+    watchdog.error = RuntimeError("the port is taken") if {failing} else None
+    watchdog.start()
+    time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert done.returncode == code
+    assert ("the port is taken" if failing else "Ray does not answer") in done.stderr
