@@ -93,6 +93,7 @@ def main(argv: list[str]) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
+    from bioseq.errors import ReferenceSetError
     from bioseq.homologs.reference import build_reference
     from bioseq.output import check_free
     from bioseq.progress import Progress
@@ -103,9 +104,19 @@ def _build(args: argparse.Namespace) -> int:
     with Progress(total, "building", unit="sequences") as bar:
 
         def counted() -> Iterator[Record]:
+            nucleotides = count = 0
             for record in read_many(args.fasta):
+                count += 1
+                nucleotides += not record.sequence.upper().strip("ACGTUN")
                 yield record
                 bar.add(1)
+            if 2 * nucleotides > count:
+                raise ReferenceSetError(
+                    f"{nucleotides} of the {count} sequences have no letters but those of nucleotides (A, C, G, T, U, N); "
+                    "a reference set holds proteins.",
+                    code="homologs.other_alphabet",
+                    hint="Translate the sequences first.",
+                )
 
         made = build_reference(
             counted(),

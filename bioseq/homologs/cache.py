@@ -25,7 +25,7 @@ from bioseq.homologs.mmseqs import find_mmseqs, mmseqs_version
 from bioseq.homologs.reference import ReferenceSet, homologs_home
 from bioseq.homologs.settings import SearchSettings
 
-_FORMAT = "1"
+_FORMAT = "2"  # of entries; those of another one are not found
 _ARRAYS = ("keys", "bits", "e_values", "identity", "coverage", "aligned")
 
 

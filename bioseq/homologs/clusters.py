@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bioseq.errors import BioseqError
-from bioseq.homologs.mmseqs import find_mmseqs, scratch_folder
+from bioseq.homologs.mmseqs import PROTEINS, find_mmseqs, scratch_folder
 
 _REDUCED = np.full(256, 10, dtype=np.int64)
 for _group, _letters in enumerate(("LVIM", "C", "A", "G", "ST", "P", "FYW", "EDNQ", "KR", "H")):
@@ -39,9 +39,15 @@ def _write(path: Path, sequences: Sequence[str], places: Sequence[int] | np.ndar
     path.write_text("".join(f">{i}\n{sequences[i]}\n" for i in places))
 
 
-def cluster(sequences: Sequence[str], *, identity: float = 0.3, threads: int = 1) -> tuple[np.ndarray, str]:
+def _kind(alphabet: str) -> list[str]:
+    return list(PROTEINS) if alphabet == "protein" else ["--dbtype", "2"]
+
+
+def cluster(
+    sequences: Sequence[str], *, identity: float = 0.3, threads: int = 1, alphabet: str = "protein"
+) -> tuple[np.ndarray, str]:
     """(cluster number of each sequence int [N], the way): each joins a representative at this identity
-    over 80 % of both lengths. Deterministic."""
+    over 80 % of both lengths. Deterministic. `alphabet` is protein, dna or rna."""
     program = find_mmseqs()
     if program is None:
         return _cluster_words(
@@ -60,6 +66,7 @@ def cluster(sequences: Sequence[str], *, identity: float = 0.3, threads: int = 1
                 "0.8",
                 "--threads",
                 str(threads),
+                *_kind(alphabet),
                 *_small(len(sequences)),
             ],
         )
@@ -118,7 +125,13 @@ def _cluster_words(sequences: Sequence[str], identity: float) -> np.ndarray:
 
 
 def leakage(
-    sequences: Sequence[str], train: np.ndarray, test: np.ndarray, *, limit: int = 1000, seed: int = 0
+    sequences: Sequence[str],
+    train: np.ndarray,
+    test: np.ndarray,
+    *,
+    limit: int = 1000,
+    seed: int = 0,
+    alphabet: str = "protein",
 ) -> dict[str, Any]:
     """Similarity left between the held-out rows `test` and the rows `train` (places in `sequences`).
 
@@ -147,6 +160,8 @@ def leakage(
                     "50",
                     "--format-output",
                     "query,fident",
+                    *_kind(alphabet),
+                    *([] if alphabet == "protein" else ["--search-type", "3"]),
                     *_small(len(train)),
                 ],
             )

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from bioseq.errors import OutputError, ReferenceSetError
-from bioseq.homologs.mmseqs import default_threads, mmseqs_version, need_mmseqs, run_mmseqs
+from bioseq.homologs.mmseqs import PROTEINS, default_threads, mmseqs_version, need_mmseqs, run_mmseqs
 from bioseq.homologs.reference import ReferenceSet, homologs_home
 from bioseq.progress import Progress
 
@@ -33,6 +33,7 @@ for _code, _letter in enumerate(LETTERS):
 _SMALL = 20_000_000  # residues up to which words of five cost less than the table of words of six
 _LARGE = 2_000_000_000  # residues above which the index is too big to keep (about 20 bytes a residue)
 _READY = "ready.json"
+_FORMAT = "2"  # of what is built; databases of another one are built again
 
 
 class Database:
@@ -79,7 +80,7 @@ def open_database(reference: ReferenceSet, *, quiet: bool = False) -> Database:
 
     Raises `ReferenceSetError` (wrong hash, removed), `OutputError` (full disk), `SearchError`, `MissingExtraError`.
     """
-    version = hashlib.sha256(mmseqs_version(need_mmseqs()).encode()).hexdigest()[:8]
+    version = hashlib.sha256(f"{_FORMAT} {mmseqs_version(need_mmseqs())}".encode()).hexdigest()[:8]
     home = homologs_home()
     name = f"{reference.hash[:24]}-{version}"
     folder = home / name
@@ -134,7 +135,7 @@ def _build(reference: ReferenceSet, folder: Path, quiet: bool) -> None:
     with Progress(3, f"preparing {reference.name}", unit="steps", enabled=not quiet) as bar:
         _unpack(reference, folder, fasta)
         bar.add()
-        run_mmseqs(["createdb", fasta, folder / "db", "--shuffle", "0"], folder=folder)
+        run_mmseqs(["createdb", fasta, folder / "db", "--shuffle", "0", *PROTEINS], folder=folder)
         fasta.unlink()
         bar.add()
         if manifest.residues <= _LARGE:

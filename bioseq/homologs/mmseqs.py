@@ -23,6 +23,8 @@ from pathlib import Path
 from bioseq.errors import MissingExtraError, OutputError, SearchError
 
 _SCRATCH, _OWNER = "bioseq-homologs-", "owner.lock"
+# for createdb, which else takes a file whose first ten sequences have few letters but A, C, G, T, U, N for DNA
+PROTEINS = ("--dbtype", "1")
 _YOUNG = 60.0  # seconds in which a new folder may not be locked yet
 _RESIDUES = re.compile(r"[A-Z*\-]{8,}")
 _DISK = re.compile(r"no space left|disk quota|cannot write|could not write|can not write", re.IGNORECASE)

@@ -16,7 +16,7 @@ from bioseq.errors import BioseqError, SequenceError, SequenceTooLongError
 from bioseq.homologs.cache import SearchCache
 from bioseq.homologs.database import OTHER, Database, open_database
 from bioseq.homologs.hits import Hits, Rows, encode, no_hits, read_rows, to_hits, write_rows
-from bioseq.homologs.mmseqs import default_threads, run_mmseqs, scratch_folder
+from bioseq.homologs.mmseqs import PROTEINS, default_threads, run_mmseqs, scratch_folder
 from bioseq.homologs.reference import LONGEST, ReferenceSet
 from bioseq.homologs.settings import SearchSettings
 from bioseq.sequences.alphabet import protein
@@ -113,7 +113,7 @@ def _search_chunk(
     codes = [encode(q) for q in queries]
     with scratch_folder() as folder:
         (folder / "q.fasta").write_text("".join(f">{i}\n{q}\n" for i, q in enumerate(queries)))
-        run_mmseqs(["createdb", "q.fasta", "q", "--shuffle", "0"], folder=folder, timeout=timeout)
+        run_mmseqs(["createdb", "q.fasta", "q", "--shuffle", "0", *PROTEINS], folder=folder, timeout=timeout)
         source = "q"
         for turn in range(1, settings.iterations + 1):
             last = turn == settings.iterations

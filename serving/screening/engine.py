@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,18 +92,27 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-def isolate(compute: Callable[[list[int]], list[Screened]], places: list[int]) -> dict[int, Screened]:
+def isolate(
+    compute: Callable[[list[int]], list[Screened]],
+    places: list[int],
+    search: Callable[[], None] | None = None,
+) -> dict[int, Screened]:
     """Results by place; an error costs only the sequence that causes it, found by halving.
 
     Out of memory halves the batch, down to a sequence that does not fit alone. What concerns the whole run (a
-    model file, the disk, a setting) is raised.
+    model file, the disk, a setting) is raised. A search that fails for one sequence alone is the sequence's fault
+    unless `search`, which searches for another one, raises too.
     """
     try:
         return dict(zip(places, compute(places), strict=True))
-    except (ArtefactError, MissingExtraError, OutputError, SearchError, SpecError, OSError):
+    except (ArtefactError, MissingExtraError, OutputError, SpecError, OSError):
         raise
     except Exception as error:
         if len(places) == 1:
+            if isinstance(error, SearchError):
+                if search is None:
+                    raise
+                search()
             if out_of_memory(error):
                 text = "resource.insufficient: not enough memory for this record alone."
             elif isinstance(error, BioseqError):
@@ -113,7 +123,7 @@ def isolate(compute: Callable[[list[int]], list[Screened]], places: list[int]) -
             return {places[0]: Screened(error=text)}
     # Outside of `except`, so that the failed batch's tensors are free while the halves run
     half = len(places) // 2
-    return isolate(compute, places[:half]) | isolate(compute, places[half:])
+    return isolate(compute, places[:half], search) | isolate(compute, places[half:], search)
 
 
 # -------------------------------------------------------------------------------------------------- Predictor
@@ -240,8 +250,18 @@ class PredictorEngine:
             return [self._result(sequences[i], result) for i, result in zip(places, found, strict=True)]
 
         if queries:
-            results |= isolate(compute, list(queries))
+            results |= isolate(compute, list(queries), self._search)
         return [results[i] for i in range(len(sequences))]
+
+    def _search(self) -> None:
+        """Search for a protein that no cache knows, as `run` does. Raises where searches fail as such."""
+        letters = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEK"
+        probe = "".join(random.sample(letters, len(letters)))
+        for head in self.predictor.heads.values():
+            if head.reads_homologs:
+                head.find([probe])
+        if self.predictor.reader is not None:
+            self.predictor.reader.read([self.predictor.prepare(probe)], self.predictor.alphabet)
 
     def _judge(self, sequence: str) -> None:
         """Raise `SequenceError` now for a sequence that a head of one wild type's variants cannot judge: from

@@ -9,7 +9,7 @@ import pytest
 import torch
 from screening_helpers import LIBRARY, hits, reference, searching_models, table
 
-from bioseq.errors import ArtefactError, BundleError, NotFoundError, ReferenceSetError, SpecError
+from bioseq.errors import ArtefactError, BundleError, NotFoundError, ReferenceSetError, SearchError, SpecError
 from bioseq.sequences.fasta import Record
 from bioseq.specs.screen import ScreenSpec
 from serving.screening.engine import predictor_factory
@@ -275,3 +275,36 @@ def test_a_model_exchanged_in_mid_run_is_refused(artefacts, tmp_path):
     other = dataclasses.replace(factory.sources[0], hash="sha256:other")
     with pytest.raises(ArtefactError, match="head melting changed"):
         dataclasses.replace(factory, sources=(other,)).build()
+
+
+def test_a_search_that_fails_for_one_record_costs_that_record_alone(tmp_path, monkeypatch):
+    """MMseqs2 that fails for everything ends the run; nothing is quarantined for it."""
+    from bioseq.homologs import search
+    from bioseq.sequences.fasta import read_fasta
+
+    monkeypatch.setenv("BIOSEQ_HOME", str(tmp_path / "home"))
+    model, head = searching_models(tmp_path)
+    spec = ScreenSpec(inputs=(str(LIBRARY),), output="x", heads=(head,), model=model)
+    sequences = [r.sequence for r in read_fasta(LIBRARY, allow_empty=True) if r.sequence.isalpha()][:9]
+    engine = predictor_factory(spec, device="cpu").build()
+    whole = engine.run(sequences, [False] * 9)
+    real = search._search_chunk
+
+    def failing(queries, *args, **kwargs):
+        if sequences[4] in queries:
+            raise SearchError("mmseqs search failed with exit code 1: no reason")
+        return real(queries, *args, **kwargs)
+
+    monkeypatch.setattr(search, "_search_chunk", failing)
+    found = engine.run(sequences, [False] * 9)
+    assert found[4].error == "homologs.search_failed: mmseqs search failed with exit code 1: no reason"
+    for place in (0, 1, 2, 3, 5, 6, 7, 8):
+        assert found[place].error is None
+        assert found[place].cells["kin.homologs"] == whole[place].cells["kin.homologs"]
+
+    def broken(*_, **__):
+        raise SearchError("mmseqs search failed with exit code 127: not found")
+
+    monkeypatch.setattr(search, "_search_chunk", broken)
+    with pytest.raises(SearchError, match="127"):
+        engine.run(sequences, [False] * 9)

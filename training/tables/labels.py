@@ -51,6 +51,7 @@ class Labels:
     wild_type: str | None = None
     data_hash: str = ""
     notes: tuple[str, ...] = field(default=())
+    alphabet: str = "protein"
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -322,6 +323,7 @@ def read_labels(
         cluster=columns.get("cluster"),
         wild_type=wild_type,
         data_hash=file_hash(path),
+        alphabet=(alphabet or protein()).name,
     )
     return merge_duplicates(labels, replicates)
 

@@ -80,5 +80,6 @@ def read_residues(
         residues=residues,
         part=read_parts(sets, [w.get("validation", "") for w in words]) if any(sets) else None,
         data_hash=file_hash(path, labels_path, mask_path),
+        alphabet=(alphabet or protein()).name,
     )
     return merge_duplicates(labels)

@@ -210,7 +210,11 @@ def _split(
                 )
     if measure and variants is None:
         how["leakage"] = leakage(
-            labels.sequences, np.flatnonzero(part == TRAIN), np.flatnonzero(part == TEST), seed=seed
+            labels.sequences,
+            np.flatnonzero(part == TRAIN),
+            np.flatnonzero(part == TEST),
+            seed=seed,
+            alphabet=labels.alphabet,
         )
         level = "30" if "share_over_30" in how["leakage"] else "50"
         over = how["leakage"].get(f"share_over_{level}", 0.0)
@@ -230,7 +234,7 @@ def _split(
 def _clusters(labels: Labels, identity: float) -> tuple[np.ndarray, str]:
     if labels.cluster:
         return np.unique(labels.cluster, return_inverse=True)[1], "the file's cluster column"
-    return cluster(labels.sequences, identity=identity)
+    return cluster(labels.sequences, identity=identity, alphabet=labels.alphabet)
 
 
 def _groups(
