@@ -32,8 +32,9 @@ chromium:
 		{ timeout 300 apt-get install -y -qq --no-install-recommends chromium || { timeout 120 apt-get update -qq && \
 		timeout 300 apt-get install -y -qq --no-install-recommends chromium; }; } >/dev/null 2>&1; } || true
 
+# Two processes, a file to one of them: most of the time goes into starting services and waiting for them.
 test: $(STAMP) chromium
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-long: $(STAMP)
 	@$(BIN)/python -m pytest -m 'long and not gpu' --timeout 3600 --record

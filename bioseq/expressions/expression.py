@@ -27,14 +27,16 @@ Kind = Literal["number", "text", "truth", "opaque"]
 
 MAX_CHARACTERS = 4000
 MAX_DEPTH = 250  # expressions within expressions
-# An operand stands once in what it becomes: nested calls would double the SQL at each level otherwise. Where an operand
-# is undefined (NULL) so is the result, which least() and greatest() would pass over.
+# An operand stands once in what it becomes, and a lambda binds it: nested calls would double the work at each level
+# otherwise, in our SQL or inside DuckDB, whose nullif() is a macro that writes its operand twice. Where an operand is
+# undefined (NULL) so is the result, which least() and greatest() would pass over.
+_WHERE = "list_transform([{all}], lambda x: CASE WHEN x {condition} THEN x END)[1]"
 _FUNCTIONS = {
     "abs": (1, 1, "abs({all})"),
     "min": (2, 8, "list_reduce([{all}], lambda x, y: CASE WHEN x <= y THEN x WHEN x > y THEN y END)"),
     "max": (2, 8, "list_reduce([{all}], lambda x, y: CASE WHEN x >= y THEN x WHEN x < y THEN y END)"),
-    "log": (1, 1, "ln(nullif(greatest({all}, 0), 0))"),
-    "sqrt": (1, 1, "sqrt(nullif(greatest({all}, -5e-324), -5e-324))"),  # the negative number next to 0
+    "log": (1, 1, "ln(" + _WHERE.replace("{condition}", "> 0") + ")"),
+    "sqrt": (1, 1, "sqrt(" + _WHERE.replace("{condition}", ">= 0") + ")"),
 }
 
 
@@ -134,7 +136,7 @@ class _Compiler:
             case "mul":
                 a_sql, b_sql = self.want(parts[0], "number"), self.want(parts[2], "number")
                 if parts[1] == "/":
-                    return "number", f"({a_sql} / nullif({b_sql}, 0))"
+                    return "number", f"({a_sql} / {_WHERE.format(all=b_sql, condition='<> 0')})"
                 return "number", f"({a_sql} * {b_sql})"
             case "call":
                 return self.call(node)
