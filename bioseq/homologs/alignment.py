@@ -84,6 +84,12 @@ def parse_alignment(data: bytes, query: str | Record, name: str = "the alignment
     )
 
 
+def most_rows(text: str) -> int:
+    """How many rows an alignment's text may have at most, without reading it: the lines of a Stockholm file."""
+    stockholm = text.removeprefix("\ufeff").lstrip().startswith("# STOCKHOLM")
+    return text.count("\n") + 1 if stockholm else text.count("\n>") + 1
+
+
 def write_a3m(hits: Hits, path: str | Path, *, query_id: str = "query") -> None:
     """The query and its hits as an a3m without insertions; hidden residues are X."""
     table = np.frombuffer((LETTERS + "X-").encode(), np.uint8)
@@ -94,7 +100,8 @@ def write_a3m(hits: Hits, path: str | Path, *, query_id: str = "query") -> None:
 
 
 def _rows(name: str, data: bytes) -> list[tuple[str, bytes]]:
-    rows = list(_stockholm(name, data) if data.lstrip().startswith(b"# STOCKHOLM") else _fasta(name, data))
+    data = data.removeprefix(b"\xef\xbb\xbf").lstrip()
+    rows = list(_stockholm(name, data) if data.startswith(b"# STOCKHOLM") else _fasta(name, data))
     for number, (_, text) in enumerate(rows, 1):
         if not _ALLOWED.fullmatch(text):
             what = "has characters that are not residues or gaps" if text else "is empty"
@@ -102,8 +109,7 @@ def _rows(name: str, data: bytes) -> list[tuple[str, bytes]]:
     return rows
 
 
-def _fasta(name: str, data: bytes) -> Iterator[tuple[str, bytes]]:
-    text = data.removeprefix(b"\xef\xbb\xbf").lstrip()
+def _fasta(name: str, text: bytes) -> Iterator[tuple[str, bytes]]:
     if text.startswith(b"#A3M#"):
         text = text.partition(b"\n")[2].lstrip()
     if text and not text.startswith(b">"):
@@ -122,7 +128,7 @@ def _stockholm(name: str, data: bytes) -> Iterator[tuple[str, bytes]]:
     try:
         for row in AlignIO.read(io.StringIO(data.decode()), "stockholm"):
             yield row.id, str(row.seq).upper().replace(".", "-").encode()
-    except ValueError as error:
+    except Exception as error:  # on bad input Biopython also raises TypeError, AssertionError and others
         told = str(error)
         if "length" in told.lower():
             raise AlignmentError(

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bioseq.errors import BioseqError, NotFoundError, SequenceError, ServiceError
+from bioseq.homologs.alignment import most_rows
 from serving.engine.asks import Fault
 from serving.engine.batcher import Engine
 from serving.engine.queueing import Observer
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from serving.settings import Settings
 
 BUDGET = 200_000  # residues of one search
-READ = 100  # letters of an alignment that are read while one residue is searched
+ROWS, LETTERS = 10, 2000  # of an alignment that are read while one residue is searched
 FLOOR = 4_000  # residues below which a search hardly gets shorter
 
 
@@ -76,7 +77,12 @@ class Wanted:
     @property
     def tokens(self) -> int:
         """Residues that take as long to search."""
-        return len(self.sequence) + len(self.alignment or "") // READ
+        return len(self.sequence) + reading(self.alignment)
+
+
+def reading(alignment: str | None) -> int:
+    """Residues that take as long to search as this alignment takes to read."""
+    return 0 if alignment is None else most_rows(alignment) // ROWS + len(alignment) // LETTERS
 
 
 class Searcher(ABC):

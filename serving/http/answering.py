@@ -16,16 +16,17 @@ from starlette.responses import Response, StreamingResponse
 
 from bioseq.errors import ServiceError, SpecError
 from bioseq.heads.features import kept
+from bioseq.homologs.alignment import most_rows
 from serving.database.keys import KeyInfo
 from serving.engine.asks import Ask, Reply
-from serving.engine.searches import SearchAsk, SearchReply
+from serving.engine.searches import SearchAsk, SearchReply, reading
 from serving.http.checks import Checked, checked, slices
 from serving.http.formats import Writer
 from serving.http.service import Service, service_of
 from serving.http.targets import Target, find, own_set
 from serving.problems import Problem, too_many_items
 
-MAX_LINES = 1_000_000  # of an alignment: short rows take far more memory than their letters
+MAX_ROWS = 100_000  # of an alignment: a row takes as long to read as 300 letters
 
 
 @dataclass(kw_only=True)
@@ -96,7 +97,10 @@ async def answer(request: Request, key: KeyInfo, order: Order) -> Response:
                 f"{what} would have {size} bytes; the limit is {limit}. Ask for fewer layers or sequences, or pooled.",
                 given=size, limit=limit,
             )  # fmt: skip
-    minute = await charge(request, key, target, order.items(), sum(cost.tokens))
+    if order.alignment is not None:
+        _check_alignment(order, target)
+    tokens = sum(cost.tokens) + reading(order.alignment)
+    minute = await charge(request, key, target, order.items(), tokens)
     cuts = slices(cost.tokens, sizes, settings.chunk_tokens, settings.chunk_bytes)
     ask = replace(
         order.ask(target), timeout_s=settings.request_s, caller=key.id, searching=target.searching,
@@ -114,11 +118,11 @@ async def answer(request: Request, key: KeyInfo, order: Order) -> Response:
         reply = await _reply(request, first)
     except ServiceError as error:
         if error.status in (429, 503):  # nothing was computed: the next try must not pay again
-            await service.authorizer.refund(key, minute, sum(cost.tokens))
+            await service.authorizer.refund(key, minute, tokens)
         raise
     writer = order.writer(target, cost)
     headers = {"X-Model": target.model.exact}
-    usage = {"items": order.items(), "tokens": sum(cost.tokens)}
+    usage = {"items": order.items(), "tokens": tokens}
     if not later:
         body = writer.begin() + writer.rows(reply, 0) + writer.end(usage)
         return Response(body, media_type=writer.media, headers=headers)
@@ -131,7 +135,6 @@ async def _reference(order: Order, target: Target, service: Service) -> str | No
     proteins = target.shape.alphabet.name == "protein"
     name = order.homologs
     if order.alignment is not None:
-        _check_alignment(order, target)
         return None
     if name == "auto":
         if target.reads_homologs:
@@ -158,12 +161,13 @@ async def _reference(order: Order, target: Target, service: Service) -> str | No
 def _check_alignment(order: Order, target: Target) -> None:
     """Raises `SpecError` for an alignment that nothing reads, or that is not of one protein, and `Problem` 413."""
     assert order.alignment is not None
-    lines = order.alignment.count("\n")
-    if lines > MAX_LINES:
+    rows = most_rows(order.alignment)
+    if rows > MAX_ROWS:
         raise Problem(
             413, "request.too_large",
-            f"the alignment has {lines} lines; the limit is {MAX_LINES}. Leave near copies out; 1,000 rows are read.",
-            given=lines, limit=MAX_LINES,
+            f"the alignment has {rows} rows (of a Stockholm file: lines); the limit is {MAX_ROWS}. Leave near copies out: "
+            "1,000 rows make the profile.",
+            given=rows, limit=MAX_ROWS,
         )  # fmt: skip
     if order.homologs != "auto":
         told = "give either homologs or an alignment."

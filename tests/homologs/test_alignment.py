@@ -22,7 +22,19 @@ FASTA = ">a\nMKSAYGGIAK\n>q\nMKTAY--IAK\n>b\n--TAF---AK\n"
 STOCKHOLM = "# STOCKHOLM 1.0\n#=GF ID test\n\nq  MKTAY..IAK\na  MKSAYggIAK\n#=GR a SS  HHHHHHHHHH\nb  --TAF..-AK\n//\n"
 
 
-@pytest.mark.parametrize("text", [A3M, A2M, FASTA, STOCKHOLM, A3M.replace("\n", "\r\n"), "#A3M#\n" + A3M])
+@pytest.mark.parametrize(
+    "text",
+    [
+        A3M,
+        A2M,
+        FASTA,
+        STOCKHOLM,
+        A3M.replace("\n", "\r\n"),
+        "#A3M#\n" + A3M,
+        "\ufeff" + A3M,
+        "\ufeff" + STOCKHOLM,
+    ],
+)
 def test_every_format_gives_the_same_columns(tmp_path: Path, text: str) -> None:
     path = tmp_path / "rows"
     path.write_text(text)
@@ -55,6 +67,9 @@ def test_hidden_residues_of_the_query_agree_with_any(tmp_path: Path) -> None:
         (">q\nMKTA1IAK\n", "not residues"),
         ("CLUSTAL W\n\nq MKT\n", "neither FASTA-like nor Stockholm"),
         (STOCKHOLM + STOCKHOLM, "not one whole Stockholm"),
+        (STOCKHOLM.replace("HHHHHHHHHH", "HHHHHHHHHHHH"), "unequal columns"),  # a TypeError of the parser's
+        (STOCKHOLM.replace("b  --", "//\nb  --"), "not one whole Stockholm"),  # an AssertionError
+        (STOCKHOLM.replace("MKS", "MK\u00e9"), "not"),
     ],
 )
 def test_bad_alignments_are_told_without_residues(tmp_path: Path, text: str, told: str) -> None:

@@ -336,8 +336,14 @@ def test_a_backbone_that_reads_homologs_is_given_those_of_its_own_set(
                 r = await http.post("/v1/embed", json=one | wrong)
                 assert r.status_code == 422 and why in r.json()["detail"], r.text
                 assert WILD[5:20] not in r.text
-            r = await http.post("/v1/embed", json=one | {"alignment": ">a\nM\n" * 500_001})
-            assert (r.status_code, r.json()["limit"]) == (413, 1_000_000)
+            for many in (">a\nM\n" * 100_001, "\ufeff\n# STOCKHOLM 1.0\n" + "a M\n" * 100_000):
+                r = await http.post("/v1/embed", json=one | {"alignment": many})
+                assert (r.status_code, r.json()["limit"]) == (413, 100_000)
+            plain = {"model": "reading", "sequences": [WILD[:70]], "homologs": "none"}
+            cost = (await http.post("/v1/embed", json=plain)).json()["usage"]["tokens"]
+            deep = one | {"alignment": a3m.read_text() + f">x\n{WILD[:70]}\n" * 20_000}
+            r = (await http.post("/v1/embed", json=deep)).json()
+            assert r["usage"]["tokens"] - cost == 2000 + 20_000 * 74 // 2000
         async with with_family(reference_sets=[], homologs="none") as http:
             r = await http.post("/v1/embed", json=body)
             assert (r.status_code, r.json()["code"]) == (503, "homologs.not_found")

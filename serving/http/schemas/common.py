@@ -108,7 +108,9 @@ def homolog_info(found: Any) -> dict[str, Any]:
 
 class Usage(Answer):
     items: int = Field(description="Sequences or variants.")
-    tokens: int = Field(description="Tokens computed, special tokens, windows and adapters included.")
+    tokens: int = Field(
+        description="Tokens computed, special tokens, windows, adapters and the reading of an alignment included."
+    )
 
 
 class Problem(BaseModel):
