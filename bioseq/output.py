@@ -7,7 +7,9 @@ unless asked.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import glob
 import os
 import shutil
 import sys
@@ -27,6 +29,7 @@ def _explain(path: Path, error: OSError) -> OutputError:
 
 def check_free(path: Path, *, force: bool) -> None:
     """Raise `OutputError` if `path` exists and may not be replaced, or its folder cannot be written."""
+    _recover(path)
     if path.exists() and not force:
         raise OutputError(
             f"{path} exists already.", hint="Choose another name, or pass --force to replace it."
@@ -108,13 +111,15 @@ def atomic_folder(path: str | Path, *, force: bool = False) -> Iterator[Path]:
 
 
 def _swap(new: Path, path: Path) -> None:
-    """Give `new` the name `path`. An old folder steps aside first: deleting it may take long, and a kill in
-    between would leave neither."""
+    """Give `new` the name `path`. An old folder trades names with it in one step where the system can; elsewhere it
+    steps aside first, as deleting it may take long, and `_recover` mends a kill in between."""
     if not path.exists():
         os.replace(new, path)
         return
     if not path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "a file has this name")
+    if _exchange(new, path):
+        return  # the old one now has the temporary name, which is removed
     old = new.with_suffix(".old")
     os.replace(path, old)
     try:
@@ -123,3 +128,17 @@ def _swap(new: Path, path: Path) -> None:
         os.replace(old, path)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Whether the two names were exchanged (renameat2 of Linux, which some file systems refuse)."""
+    here, exchange = -100, 2
+    call = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    return call is not None and call(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0
+
+
+def _recover(path: Path) -> None:
+    """Bring back the folder that a kill between two renames left aside."""
+    aside = sorted(path.parent.glob(f".{glob.escape(path.name)}.*.old"), key=lambda p: p.stat().st_mtime)
+    if aside and not path.exists():
+        os.replace(aside[-1], path)

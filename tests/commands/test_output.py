@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bioseq import output
 from bioseq.errors import OutputError
 from bioseq.output import atomic_file, atomic_folder, check_free
 
@@ -134,6 +135,7 @@ def test_a_failing_swap_brings_the_old_folder_back(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         real(source, target)
 
+    monkeypatch.setattr(output, "_exchange", lambda a, b: False)
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(OutputError, match="No space left"):
         with atomic_folder(folder, force=True) as temporary:
@@ -169,6 +171,45 @@ with (atomic_file if sys.argv[2] == "file" else atomic_folder)(sys.argv[1]) as t
     (temporary / "a" if temporary.is_dir() else temporary).write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+# Dies before or after each step that gives folders their names.
+SWAPPED = """
+import os, signal, sys
+from bioseq import output
+at, calls = int(sys.argv[3]), []
+def count():
+    calls.append(1)
+    if len(calls) == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+def dying(real):
+    def step(*args):
+        count()
+        found = real(*args)
+        count()
+        return found
+    return step
+os.replace = dying(os.replace)
+output._exchange = dying(output._exchange) if sys.argv[2] == "exchange" else lambda a, b: False
+with output.atomic_folder(sys.argv[1], force=True) as temporary:
+    (temporary / "new").write_bytes(b"x")
+"""
+
+
+@pytest.mark.parametrize(
+    ("way", "at"), [("exchange", 1), ("exchange", 2), *(("renames", n) for n in (1, 2, 3, 4))]
+)
+def test_a_kill_during_the_swap_leaves_one_of_the_two_folders(tmp_path, way, at):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "old").write_bytes(b"x")
+    done = subprocess.run([sys.executable, "-c", SWAPPED, str(folder), way, str(at)], timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    if way == "exchange":
+        assert left(folder) in (["old"], ["new"])
+    with pytest.raises(RuntimeError), atomic_folder(folder, force=True):
+        raise RuntimeError  # the next run, which fails too: one of the two is there nevertheless
+    assert left(folder) in (["old"], ["new"])
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
