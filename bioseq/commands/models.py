@@ -198,7 +198,9 @@ def _import(registry: Registry, args: argparse.Namespace) -> None:
 
 
 def _remove(registry: Registry, ref: str) -> None:
-    entry = registry.remove(ref)
+    from bioseq.heads.relatives import remove
+
+    entry = remove(registry, ref)
     _say(f"removed {entry.ref}")
     if entry.kind == "backbone":
         left = [e for e in registry.entries() if e.kind == "backbone"]

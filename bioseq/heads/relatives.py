@@ -3,12 +3,20 @@ another process than the one that holds the model. Needs no torch."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bioseq.bundles.manifest import Manifest
+from bioseq.errors import BioseqError
+
+if TYPE_CHECKING:
+    from bioseq.bundles.index import Entry
+    from bioseq.bundles.registry import Registry
 
 NEAR = 0.95
 FOLDER = "homologs"  # of the training rows' sequences in a bundle
@@ -111,3 +119,22 @@ def searches(manifest: Manifest) -> bool:
 def reads_profiles(manifest: Manifest) -> bool:
     """Whether the head of this manifest reads profiles of homologs."""
     return "profile" in ((manifest.extra.get("head") or {}).get("blocks") or ())
+
+
+def remove(registry: Registry, ref: str) -> Entry:
+    """`Registry.remove`, and with a head the search database that this computer made of its training rows, unless
+    another registered version has the same rows."""
+    from bioseq.homologs.database import remove_database
+
+    def rows(entry: Entry) -> str | None:
+        name = f"{FOLDER}/manifest.json"
+        with suppress(BioseqError, OSError, ValueError, KeyError):  # a damaged bundle can be removed too
+            if entry.kind == "head" and name in registry.manifest(entry).files:
+                return json.loads(registry.file(entry, name))["hash"]
+        return None
+
+    own = {rows(e) for e in registry.entries() if e.ref == ref} - {None}
+    removed = registry.remove(ref)
+    for unused in own - set(map(rows, registry.entries())):
+        remove_database(str(unused))
+    return removed

@@ -38,6 +38,8 @@ class SearchCache:
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
+        if not self.path.exists():
+            self.path.touch(mode=0o600)
         with contextlib.closing(sqlite3.connect(self.path, timeout=10)) as db:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=NORMAL")

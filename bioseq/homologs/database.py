@@ -91,7 +91,7 @@ def open_database(reference: ReferenceSet, *, quiet: bool = False) -> Database:
                     shutil.rmtree(left, ignore_errors=True)
                 part = home / f"{name}.part-{os.getpid()}"
                 try:
-                    part.mkdir()
+                    part.mkdir(mode=0o700)
                     _build(reference, part, quiet)
                     shutil.rmtree(folder, ignore_errors=True)
                     os.replace(part, folder)
@@ -103,6 +103,14 @@ def open_database(reference: ReferenceSet, *, quiet: bool = False) -> Database:
                 finally:
                     shutil.rmtree(part, ignore_errors=True)
     return Database(folder, reference.name)
+
+
+def remove_database(reference_hash: str) -> None:
+    """Remove what was built here of the reference set with this hash. A search in it fails with `homologs.removed`."""
+    for folder in homologs_home().glob(f"{reference_hash[:24]}-*"):
+        if folder.is_dir():
+            (folder / _READY).unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

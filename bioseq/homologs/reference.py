@@ -274,15 +274,19 @@ def _read_manifest(folder: Path) -> ReferenceManifest:
 
 def homologs_home() -> Path:
     """Where databases and the cache of searches lie: `$BIOSEQ_HOME/homologs`, or the cache folder where the
-    registry is remote. Raises `OutputError` where it cannot be made."""
+    registry is remote. Made for its owner alone, as it holds sequences. Raises `OutputError` where it cannot be made
+    or entered."""
     home = os.environ.get("BIOSEQ_HOME") or "~/.local/share/bioseq"
     if "://" in home:
         home = os.environ.get("BIOSEQ_CACHE") or "~/.cache/bioseq"
     folder = Path(home).expanduser() / "homologs"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        os.listdir(folder)
     except OSError as error:
         raise OutputError(
-            f"cannot make {folder}: {error.strerror}.", hint="Set BIOSEQ_HOME to a folder that you may write."
+            f"cannot make or enter {folder}: {error.strerror}.",
+            hint="Set BIOSEQ_HOME to a folder that you may write.",
         ) from error
     return folder

@@ -179,7 +179,7 @@ class Searches:
         self._opened: dict[tuple[str, bool], Reference] = {}
         self._heads: OrderedDict[str, OfHead] = OrderedDict()
         self._aligned = {variants: Alignments(variants) for variants in (False, True)}
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of what is opened: two first requests open it once
         self.engine = Engine(
             lanes=1,
             max_queue_s=settings.max_queue_s,
@@ -213,30 +213,31 @@ class Searches:
     def _open(self, name: str, variants: bool) -> Reference:
         """Raises `NotFoundError`, and what opening a reference set raises."""
         key = (name, variants)
-        if key not in self._opened:
-            if name not in self.references:
-                known = ", ".join(sorted(self.references)) or "none"
-                raise NotFoundError(
-                    "there is no reference set of that name.", code="homologs.not_found",
-                    hint=f"This server has: {known}.",
-                )  # fmt: skip
-            self._opened[key] = Reference(self.references[name], variants, self.settings.search_threads)
-        return self._opened[key]
+        with self._lock:
+            if key not in self._opened:
+                if name not in self.references:
+                    known = ", ".join(sorted(self.references)) or "none"
+                    raise NotFoundError(
+                        "there is no reference set of that name.", code="homologs.not_found",
+                        hint=f"This server has: {known}.",
+                    )  # fmt: skip
+                self._opened[key] = Reference(self.references[name], variants, self.settings.search_threads)
+            return self._opened[key]
 
     def _head(self, exact: str) -> OfHead:
         """Raises `NotFoundError`, and what opening a bundle raises."""
         from bioseq.bundles.registry import Registry
         from bioseq.heads.searching import HeadSearch
 
-        known = self._heads.get(exact)
-        if known is None:
-            self._registry = self._registry or Registry(self.settings.registry)
-            try:
-                bundle = self._registry.resolve(exact, paths=False)
-            except NotFoundError as error:
-                raise NotFoundError(error.message, code="head.not_found", hint=error.hint) from None
-            known = OfHead(HeadSearch.read(bundle), self.settings.search_threads)
         with self._lock:
+            known = self._heads.get(exact)
+            if known is None:
+                self._registry = self._registry or Registry(self.settings.registry)
+                try:
+                    bundle = self._registry.resolve(exact, paths=False)
+                except NotFoundError as error:
+                    raise NotFoundError(error.message, code="head.not_found", hint=error.hint) from None
+                known = OfHead(HeadSearch.read(bundle), self.settings.search_threads)
             self._heads[exact] = known
             self._heads.move_to_end(exact)
             while len(self._heads) > self.settings.max_heads:

@@ -23,7 +23,7 @@ from bioseq.inference.loading import load
 from bioseq.inference.reading import HomologReader
 from bioseq.sequences.fasta import Record
 from serving.engine.asks import Ask
-from serving.engine.searches import SearchAsk, Searches
+from serving.engine.searches import Reference, SearchAsk, Searches
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 WILD = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQFEVVHSLAKWKRQTLGQHDF"
@@ -424,3 +424,26 @@ def test_the_evidence_of_a_prediction_travels_as_arrow(task, value, label):
         rows = pa.array([prediction, without], type=prediction_type(first)).to_pylist()
         assert {k: rows[0]["nearest"][0][k] for k in hit} == hit and rows[1]["nearest"] == []
         assert [r["homologs"] for r in rows] == [p["homologs"] for p in (prediction, without)]
+
+
+def test_two_first_requests_open_a_reference_set_once(settings, reference, monkeypatch):
+    opened: list[str] = []
+    second = threading.Event()
+
+    class Slow(Reference):
+        def __init__(self, where, variants, threads):
+            opened.append(where)
+            second.wait(0.5)  # long enough for the other thread to get here, if it may
+            super().__init__(where, variants, threads)
+
+    monkeypatch.setattr("serving.engine.searches.Reference", Slow)
+    searches = Searches(settings(homologs="family", reference_sets=[str(reference.folder)]))
+    runners: list[Reference] = []
+    threads = [
+        threading.Thread(target=lambda: runners.append(searches._open("family", True))) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(opened) == 1 and len(set(map(id, runners))) == 1

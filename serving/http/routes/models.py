@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response
 
 from bioseq.errors import NotFoundError
+from bioseq.heads import relatives
 from serving.database.keys import KeyInfo
 from serving.engine.catalogue import Model
 from serving.http.archives import inside, unpack
@@ -228,6 +229,6 @@ async def remove(request: Request, name: str, key: KeyInfo = require("admin")) -
     """Remove one version, named in full (`NAME@V`). Requests that hold it finish."""
     service = service_of(request)
     await _any(service, name)
-    await asyncio.to_thread(service.catalogue.registry.remove, name)
+    await asyncio.to_thread(relatives.remove, service.catalogue.registry, name)
     await service.refresh()
     return Response(status_code=204)
