@@ -25,6 +25,7 @@ from bioseq.errors import MissingExtraError, OutputError, SearchError
 _SCRATCH, _OWNER = "bioseq-homologs-", "owner.lock"
 # for createdb, which else takes a file whose first ten sequences have few letters but A, C, G, T, U, N for DNA
 PROTEINS = ("--dbtype", "1")
+_LEFT = 1 << 20  # bytes of a full disk: what a failed program had to say may not have found room there
 _YOUNG = 60.0  # seconds in which a new folder may not be locked yet
 _RESIDUES = re.compile(r"[A-Z*\-]{8,}")
 _DISK = re.compile(r"no space left|disk quota|cannot write|could not write|can not write", re.IGNORECASE)
@@ -137,10 +138,11 @@ def run_mmseqs(
                 process.wait()
         if code:
             out.seek(0)
-            raise _failure(words[1], code, out.read()[-20_000:].decode("utf-8", "replace"))
+            full = shutil.disk_usage(folder).free < _LEFT
+            raise _failure(words[1], code, out.read()[-20_000:].decode("utf-8", "replace"), full)
 
 
-def _failure(module: str, code: int, text: str) -> SearchError | OutputError:
+def _failure(module: str, code: int, text: str, full: bool) -> SearchError | OutputError:
     """The error of a failed run: its last words, without residues."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     told = [x for x in lines if not x.startswith(("Error: ", "["))] or lines
@@ -149,7 +151,7 @@ def _failure(module: str, code: int, text: str) -> SearchError | OutputError:
         reason = f"killed by signal {-code}" + (
             " (out of memory, perhaps)" if code == -signal.SIGKILL else ""
         )
-    if _DISK.search(text):
+    if full or _DISK.search(text):
         return OutputError(
             f"mmseqs {module} could not write: {reason}.",
             hint="Free some space, or set TMPDIR to another disk.",

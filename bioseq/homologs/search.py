@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from bioseq.errors import BioseqError, SequenceError, SequenceTooLongError
+from bioseq.errors import BioseqError, OutputError, SequenceError, SequenceTooLongError
 from bioseq.homologs.cache import SearchCache
 from bioseq.homologs.database import OTHER, Database, open_database
 from bioseq.homologs.hits import Hits, Rows, encode, no_hits, read_rows, to_hits, write_rows
@@ -85,8 +85,13 @@ def search(
                 answers = _search_chunk(
                     some, database, settings, threads or default_threads(), timeout, places=places
                 )
-            except (BioseqError, OSError):
+            except (BioseqError, OSError) as error:
                 database.check()  # says so where the database was removed meanwhile
+                if isinstance(error, OSError):
+                    raise OutputError(
+                        f"a search cannot use its temporary files: {error.strerror or error}.",
+                        hint="Free some space, or set TMPDIR to another disk.",
+                    ) from error
                 raise
             found.update(zip(some, answers, strict=True))
             if cache is not None:

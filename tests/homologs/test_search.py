@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bioseq.errors import MissingExtraError, ReferenceSetError, SearchError, SequenceError
+from bioseq.errors import MissingExtraError, OutputError, ReferenceSetError, SearchError, SequenceError
 from bioseq.homologs import mmseqs
 from bioseq.homologs.cache import SearchCache
 from bioseq.homologs.database import GAP, open_database
@@ -191,6 +191,27 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     with pytest.raises(Exception, match="Free some space"):
         mmseqs.run_mmseqs(["search"], folder=tmp_path)
+
+
+def test_a_disk_too_full_for_the_reason_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_program(tmp_path, "exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(SearchError, match="it said nothing"):
+        mmseqs.run_mmseqs(["createdb"], folder=tmp_path)
+    monkeypatch.setattr(mmseqs, "_LEFT", shutil.disk_usage(tmp_path).total + 1)
+    with pytest.raises(OutputError, match="Free some space"):
+        mmseqs.run_mmseqs(["createdb"], folder=tmp_path)
+
+
+def test_files_of_our_own_that_find_no_room_are_told(
+    reference: ReferenceSet, queries: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bioseq.homologs.search.write_rows", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        search(queries[:1], reference, quiet=True)
 
 
 def test_a_timeout_ends_the_program_and_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
