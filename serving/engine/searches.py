@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bioseq.errors import BioseqError, NotFoundError, SequenceError, ServiceError
+from bioseq.errors import BioseqError, NotFoundError, SearchError, SequenceError, ServiceError
 from bioseq.homologs.alignment import most_rows
 from serving.engine.asks import Fault
 from serving.engine.batcher import Engine
@@ -85,6 +85,12 @@ def reading(alignment: str | None) -> int:
     return 0 if alignment is None else most_rows(alignment) // ROWS + len(alignment) // LETTERS
 
 
+def probe() -> Wanted:
+    """A protein that no cache of searches knows."""
+    letters = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQ"
+    return Wanted("".join(random.sample(letters, len(letters))), 0)
+
+
 class Searcher(ABC):
     """What is searched in one way: the engine's runner."""
 
@@ -96,14 +102,25 @@ class Searcher(ABC):
 
     def run(self, queries: Sequence[Wanted]) -> list[Any]:
         """In order. What is not a sequence's fault is every query's error at once, so that the engine does not look for
-        the one at fault."""
+        the one at fault. Where a search fails but that of another protein does not, the one at fault is found by
+        halving, and the others are answered."""
         try:
             return self.find(queries)
         except SequenceError:
             raise
         except BioseqError as error:
             trouble("homolog search", error, code=error.code)
+            if isinstance(error, SearchError) and len(queries) > 1 and self.works():
+                half = len(queries) // 2
+                return [*self.run(queries[:half]), *self.run(queries[half:])]
             return [unavailable(error)] * len(queries)
+
+    def works(self) -> bool:
+        try:
+            self.find([probe()])
+        except BioseqError:
+            return False
+        return True
 
 
 class Reference(Searcher):
@@ -203,10 +220,8 @@ class Searches:
         try:
             runner = await asyncio.to_thread(self._open, name, True)
             await asyncio.to_thread(open_database, runner.door.reference, quiet=True)
-            letters = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQ"
-            for _ in range(2):  # the second is measured; shuffled, or an earlier start's answer would be
-                probe = [Wanted("".join(random.sample(letters, len(letters))), 0)]
-                await self.engine.submit(runner, probe, admitted=True)
+            for _ in range(2):  # the second is measured
+                await self.engine.submit(runner, [probe()], admitted=True)
         except Exception as error:
             line("homologs", state="not ready", error=type(error).__name__, code=getattr(error, "code", None))
 

@@ -16,14 +16,14 @@ from bioseq.backbones.packed.config import ModelConfig
 from bioseq.backbones.packed.encoder import PackedEncoder
 from bioseq.backbones.storage import save_backbone
 from bioseq.bundles.bundle import open_bundle, write_bundle
-from bioseq.errors import OutputError
+from bioseq.errors import OutputError, SearchError, ServiceError
 from bioseq.homologs.reference import build_reference
 from bioseq.homologs.search import search
 from bioseq.inference.loading import load
 from bioseq.inference.reading import HomologReader
 from bioseq.sequences.fasta import Record
 from serving.engine.asks import Ask
-from serving.engine.searches import Reference, SearchAsk, Searches
+from serving.engine.searches import Reference, SearchAsk, Searches, Wanted
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 WILD = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQFEVVHSLAKWKRQTLGQHDF"
@@ -447,3 +447,31 @@ def test_two_first_requests_open_a_reference_set_once(settings, reference, monke
     for thread in threads:
         thread.join()
     assert len(opened) == 1 and len(set(map(id, runners))) == 1
+
+
+def test_a_search_that_fails_for_one_costs_its_batch_mates_nothing(reference, monkeypatch):
+    from bioseq.homologs import search as room
+
+    queries = [Wanted(s, i) for i, s in enumerate(relatives(WILD, 9, 11))]
+    runner, real, calls = Reference(str(reference.folder), True, 1), room._search_chunk, []
+    monkeypatch.setattr("bioseq.homologs.cache.SearchCache.get", lambda *_: None)
+    whole = runner.run(queries)
+
+    def one_fails(sequences, *arguments, **options):
+        if queries[5].sequence in sequences:
+            raise SearchError("mmseqs search failed with exit code 1: no reason")
+        return real(sequences, *arguments, **options)
+
+    monkeypatch.setattr(room, "_search_chunk", one_fails)
+    found = runner.run(queries)
+    assert isinstance(found[5], ServiceError) and found[5].status == 503
+    for i in (0, 1, 2, 3, 4, 6, 7, 8):
+        assert np.array_equal(found[i].profile.log_probs, whole[i].profile.log_probs)
+
+    def all_fail(sequences, *_, **__):
+        calls.append(len(sequences))
+        raise SearchError("mmseqs search failed with exit code 127: not found")
+
+    monkeypatch.setattr(room, "_search_chunk", all_fail)
+    assert all(isinstance(f, ServiceError) for f in runner.run(queries))
+    assert calls == [9, 1], "a program that is broken is not asked for each"
