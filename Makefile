@@ -4,7 +4,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint models page chromium bench clean
+OUT ?= bioseq/models
+.PHONY: help demo test test-long lint models heads page chromium bench clean
 
 help:
 	@echo "make demo       set everything up and run the main job on real proteins"
@@ -12,8 +13,9 @@ help:
 	@echo "make test-long  the long tests: kills at random moments, full-size corpora"
 	@echo "make lint       ruff, mypy and the house's import rules"
 	@echo "make models DATA=DIR   train the shipped models again from the data"
+	@echo "make heads DATA=DIR [OUT=DIR]   make the shipped heads again on the shipped model, the same bits"
 	@echo "make page       build the page's files again (needs Node.js)"
-	@echo "make bench      every benchmark; dated results in benchmarks/results"
+	@echo "make bench [DATA=DIR]   the benchmarks, with DATA those on labelled data too; dated results in benchmarks/results"
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -46,11 +48,21 @@ models: $(STAMP)
 	@test -n "$(DATA)" || { echo "usage: make models DATA=DIR (see docs/default-model.md)"; exit 2; }
 	@$(BIN)/python -m training.release.make_models --data $(DATA)
 
+heads: $(STAMP)
+	@test -n "$(DATA)" || { echo "usage: make heads DATA=DIR [OUT=DIR] (see docs/default-model.md)"; exit 2; }
+	@$(BIN)/python -m training.release.make_heads $(DATA) $(OUT)
+
 page:
 	@cd serving/page/source && npm ci --no-fund --no-audit --silent && npm run --silent build
 
+# Left out: gpu.py needs a GPU, scaling.py measures nothing, reader.py and campaigns.py need what other commands prepare.
+BENCH := embed pretrain heads:many heads:mixed serve screen registry vectors
+BENCH_DATA := heads:shipped heads:gb1 heads:coverage heads:few heads:ood heads:cost heads:time variants
 bench: $(STAMP)
-	@for f in embed pretrain heads serve screen; do $(BIN)/python benchmarks/$$f.py || exit 1; done
+	@for f in $(BENCH); do $(BIN)/python benchmarks/$${f%%:*}.py $$(expr "$$f" : '.*:\(.*\)') || exit 1; done
+	@if test -z "$(DATA)"; then echo "left out without DATA=DIR: $(BENCH_DATA) homologs"; else \
+		for f in $(BENCH_DATA); do $(BIN)/python benchmarks/$${f%%:*}.py $$(expr "$$f" : '.*:\(.*\)') $(DATA) || exit 1; done; \
+		$(BIN)/python benchmarks/homologs.py --data $(DATA) --work runs/bench-homologs; fi
 
 clean:
 	rm -rf .venv demo build *.egg-info

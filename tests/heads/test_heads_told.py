@@ -127,3 +127,53 @@ def test_a_library_of_four_sites_is_resampled_by_row(tmp_path: Path) -> None:
     assert split.kind == "mutations"
     groups, by = split.tested(split.places(TEST))
     assert len(np.unique(groups)) == len(groups) and by.startswith("row")
+
+
+def test_labels_that_fall_with_fitness_make_no_head_and_no_zero_shot_score_worse() -> None:
+    """The sign of the zero-shot score is that of the rows fitted on; the test part has no say in it."""
+    from bioseq.heads.features import Context, compute
+    from training.finetune.evaluation.baselines import sequence_baselines
+    from training.finetune.metrics import main_score
+    from training.finetune.models.frozen import AUGMENTED, fit_frozen
+    from training.finetune.models.rows import Held, Rows
+    from training.tables.dealing import grouped_folds
+
+    rng = np.random.default_rng(0)
+    sequences = sorted(
+        {
+            _changed(WILD, dict(zip(rng.choice(22, 2, replace=False).tolist(), rng.choice(list("ACDEW"), 2))))
+            for _ in range(120)
+        }
+    )
+    context = Context(WILD, tuple(range(22)), rng.normal(size=(22, 20)).astype(np.float32))
+    truth = compute("masked_marginal", sequences, context)
+    nothing = np.zeros((len(sequences), 1), np.float32)
+    found = {}
+    for sign in (1.0, -1.0):
+        y = (sign * truth + rng.normal(0, 0.3, truth.shape)).astype(np.float64)
+        rows = Rows(
+            nothing[:60], sequences[:60], y[:60], np.ones(60), grouped_folds(np.arange(60)), True, context
+        )
+        held = Held(nothing[60:], sequences[60:])
+        fit = fit_frozen("regression", rows, 1, models=("linear",), sets=(AUGMENTED[1],))
+        head = main_score("regression", y[60:], fit.outputs(held.matrix(AUGMENTED[1], context, rows.trained)))
+        others = sequence_baselines("regression", rows, held, 1)
+        found[sign] = head, main_score("regression", y[60:], others["zero_shot"])
+    assert min(*found[1.0], *found[-1.0]) > 0.8
+    # where train and test disagree, the sign is that of the training rows
+    rows = replace(rows, y=-rows.y)
+    assert (
+        main_score("regression", y[60:], sequence_baselines("regression", rows, held, 1)["zero_shot"]) < -0.8
+    )
+
+
+def test_the_loss_of_all_members_at_once_is_the_sum_of_each_alone() -> None:
+    import torch
+
+    from training.finetune.models.linear import mean_loss, task_loss
+    from training.finetune.models.network import _squares
+
+    out, y, weight = torch.randn(5, 12, 2), torch.randn(12, 2), torch.rand(12)
+    y[::3, 0] = torch.nan
+    each = [mean_loss(task_loss("regression", o, y, weight, torch.ones(1))) for o in out]
+    torch.testing.assert_close(_squares(out, y, weight), torch.stack(each).sum())

@@ -146,6 +146,8 @@ def _portable(spec: FinetuneSpec) -> dict[str, Any]:
     data = spec.to_dict()
     for key in ("labels", "residue_labels", "residue_mask", "output"):
         data[key] = Path(data[key]).name if data[key] else data[key]
+    if Path(data["base"]).exists():
+        data["base"] = Path(data["base"]).resolve().name
     for key in ("cache", "address", "wild_type", "threads", "force"):
         data.pop(key)
     return data

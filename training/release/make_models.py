@@ -5,8 +5,9 @@ label tables of the heads. In turn: prepare the corpus, train `protein_8m`, ship
 heads on it. Every part is left out if it is done already, and training goes on from its last checkpoint, so the
 same command goes on after a kill.
 
-On a CPU the recipe is taken as it stands (an hour of one core); where a GPU is found, with the settings below, which
-made the shipped model. Working files go to --work (the corpus and the run's folder), bundles to OUT.
+On a CPU the recipe is taken as it stands (an hour of one core), which gives a smaller model than the shipped one; where
+a GPU is found, with the settings below, which made the shipped model (one H200). Which of both is said at the start.
+The heads are those of `training.release.make_heads`, with the rows that made what ships. Working files go to --work (the corpus and the run's folder), bundles to OUT.
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ def backbone(prepared: Path, work: Path, out: Path, settings: dict[str, str], na
     base: dict[str, object] = {"corpus": str(prepared), "output": str(folder), "about": ABOUT}
     device = GPU if name == "protein_8m" and torch.cuda.is_available() else {}
     spec = recipe(name).override({**base, **device, "engine": "local", "resume": True, **settings})
+    made = "the settings that made the shipped model" if device else "the recipe as it stands"
+    print(f"{name}: {made}, {spec.steps} steps of {spec.tokens_per_step} tokens", file=sys.stderr)
     finished = (folder / "best" / "manifest.json").exists() and _same(folder, spec)
     if not finished:
         run(spec)

@@ -6,7 +6,8 @@
 - `nearest_K`: the mean label of the K nearest training rows, K of 1, 3, 10: by cosine of embeddings, for variants of
   one protein by the number of differences.
 - `homology_transfer`: the labels of homologs among the training rows (`bioseq.heads.homology`).
-- `zero_shot`: for variants the backbone's masked-marginal score, which saw no label.
+- `zero_shot`: for variants the backbone's masked-marginal score, which saw no label but for its sign: it is turned round
+  where the labels of the rows fitted on fall with it.
 - per residue: the commonest state, and logistic regression on the letters of a window of 15 residues, the
   form of the first neural predictors (Qian & Sejnowski 1988).
 
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 
 from bioseq.heads import features as blocks
+from bioseq.ranking import spearman
 from training.finetune.metrics import main_score
 from training.finetune.models.frozen import fit_frozen
 from training.finetune.models.linear import as_probabilities
@@ -60,10 +62,17 @@ def sequence_baselines(task: str, rows: Rows, held: Held, n_out: int, seed: int 
         block = held.homology(trained)[:, : n_out if task != "regression" else rows.y.shape[1]]
         out["homology_transfer"] = as_probabilities(task, block.astype(np.float64))
     if context.odds is not None and task in ("regression", "binary"):
-        score = blocks.compute("masked_marginal", held.sequences, context)
+        seen = blocks.compute("masked_marginal", [rows.sequences[i] for i in trained], context)
+        score = blocks.compute("masked_marginal", held.sequences, context) * _signs(rows.y[trained], seen)
         out["zero_shot"] = score if task == "regression" else as_probabilities(task, score)
-        out["zero_shot"] = np.tile(out["zero_shot"], (1, rows.y.shape[1]))
     return out
+
+
+def _signs(y: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """-1 for each target that falls with the score, else 1; [T] of [N, T] and [N, 1]."""
+    kept = [~np.isnan(column) for column in y.T]
+    found = [spearman(column[keep], score[keep, 0]) for column, keep in zip(y.T, kept)]
+    return np.where(np.array(found) < 0, -1.0, 1.0)
 
 
 def _majority(task: str, y: np.ndarray, n: int, n_out: int) -> np.ndarray:
