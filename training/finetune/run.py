@@ -115,7 +115,7 @@ def finetune(
             brief = _make(other, name, labels, beside, predictor, Path(scratch) / way).evidence
             made.evidence.setdefault("also", {})[way] = {
                 key: brief[key]
-                for key in ("metrics", "intervals", "baselines", "best_baseline", "gain", "rows")
+                for key in ("metrics", "intervals", "baselines", "best_baseline", "gain", "rows", "resampled")
             }
         bundle = write_head(spec, name, labels, made, predictor)
     evidence = bundle.evidence()

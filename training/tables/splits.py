@@ -24,7 +24,8 @@ from training.tables.variants import Variants, find_variants, kept_apart
 FEW_FAMILIES = 10
 FEW_SITES = 8  # a library over at most so many positions is about residues, not about other positions
 FOLDS = 5
-ROW, FIRST = "row", "first mutated position"
+ROW, FIRST, GIVEN = "row", "first mutated position", "the file's cluster column"
+SETS = "set of mutated positions"
 TEST_ROWS, TEST_SHARE = (
     30,
     0.05,
@@ -55,21 +56,26 @@ class Split:
             kind = kept_apart(self.variants, self.part) or kind
         return kind
 
+    @property
+    def given(self) -> bool:
+        """Whether the file says what belongs together, which then holds whatever else the split keeps apart."""
+        return self.how.get("groups") == GIVEN
+
     def resampled(self, rows: np.ndarray) -> np.ndarray:
         """Which of `rows` are resampled together: `groups`, or of variants that mutate the same positions, where the
         split keeps positions or numbers of mutations apart."""
-        if self.variants is not None and self.kind in ("position", "mutations"):
+        if self.variants is not None and not self.given and self.kind in ("position", "mutations"):
             return self.variants.site_sets[rows]
         return self.groups[rows]
 
     def tested(self, rows: np.ndarray) -> tuple[np.ndarray, str]:
         """(which of the test part's `rows` are resampled together for the interval of a score, by what)."""
-        kind, variants = self.kind, self.variants
+        kind, variants = self.kind, None if self.given else self.variants
         if variants is not None and kind == "mutations" and len(variants.sites) <= FEW_SITES:
             # its sets of positions are all there are, too few to resample, and new variants have the same ones
             return np.arange(len(rows)), f"row, as the table varies at {len(variants.sites)} positions alone"
         if variants is not None and kind == "mutations":
-            return self.resampled(rows), "set of mutated positions"
+            return self.resampled(rows), SETS
         return self.groups[rows], self.how.get("groups", ROW)
 
     def folds(self, rows: np.ndarray, *, seed: int = 0) -> tuple[Folds, str]:
@@ -82,7 +88,7 @@ class Split:
         return grouped_folds(np.arange(len(rows)), FOLDS, seed), alone
 
     def _folds(self, rows: np.ndarray, seed: int) -> tuple[Folds, str]:
-        kind = self.kind
+        kind = ROW if self.given else self.kind
         if kind == "position" and self.variants is not None:
             contiguous = self.how.get("mode") == "contiguous"
             found = position_folds(self.variants.differs[rows], FOLDS, contiguous=contiguous)
@@ -96,7 +102,7 @@ class Split:
             if len(folds) >= 3:
                 return folds, "number of mutations"
         if kind in ("position", "mutations") and self.variants is not None:
-            return grouped_folds(self.variants.site_sets[rows], FOLDS, seed), "set of mutated positions"
+            return grouped_folds(self.variants.site_sets[rows], FOLDS, seed), SETS
         return grouped_folds(self.groups[rows], FOLDS, seed), self.how.get("groups", ROW)
 
     def families_in(self, rows: np.ndarray) -> int:
@@ -170,7 +176,7 @@ def _split(
             how["kept_apart"] = {"mutations": "numbers of mutations", "position": "mutated positions"}.get(
                 apart or "", "nothing but rows"
             )
-            if apart == "position":
+            if apart == "position" and how["groups"] != GIVEN:
                 groups, how["groups"] = variants.first_sites, FIRST
     elif kind == "cluster":
         groups, way = _clusters(labels, settings.identity)
@@ -186,10 +192,13 @@ def _split(
                 hint="Give the wild type with --wild-type.",
             )
         if kind == "mutations":
-            part = _by_mutations(variants, settings, rng, how)
+            told = _clusters(labels, settings.identity) if _told(labels) else None
+            part = _by_mutations(variants, settings, rng, how, told)
         else:
             part = _by_position(variants, settings, how)
             groups, how["groups"] = variants.first_sites, FIRST
+        if _told(labels):
+            groups, how["groups"] = _clusters(labels, settings.identity)
     else:
         raise TableError(f"unknown split {kind!r}.")
     how |= {name: int((part == p).sum()) for name, p in (("train", TRAIN), ("valid", VALID), ("test", TEST))}
@@ -233,15 +242,20 @@ def _split(
 
 def _clusters(labels: Labels, identity: float) -> tuple[np.ndarray, str]:
     if labels.cluster:
-        return np.unique(labels.cluster, return_inverse=True)[1], "the file's cluster column"
+        return np.unique(labels.cluster, return_inverse=True)[1], GIVEN
     return cluster(labels.sequences, identity=identity, alphabet=labels.alphabet)
+
+
+def _told(labels: Labels) -> bool:
+    """Whether the file has clusters that tell its rows apart; all variants of one protein may share one."""
+    return len(set(labels.cluster or ())) > 1
 
 
 def _groups(
     labels: Labels, variants: Variants | None, identity: float, measure: bool
 ) -> tuple[np.ndarray, str]:
     """What belongs together where the split itself does not say: clusters, or each variant alone."""
-    if labels.cluster or (variants is None and measure):
+    if _told(labels) or (variants is None and (labels.cluster or measure)):
         return _clusters(labels, identity)
     return np.arange(len(labels)), ROW
 
@@ -261,8 +275,8 @@ def _by_column(
         how["held_out"] = "the file's validation rows (it has no test rows)"
     if not (part == VALID).any() and (part == TRAIN).any():
         rows = np.flatnonzero(part == TRAIN)
-        if variants is not None and kept_apart(variants, part):
-            chosen, way = _validation(variants, rows, settings.valid, rng)
+        if variants is not None and how["groups"] != GIVEN and kept_apart(variants, part):
+            chosen, way = _validation((variants.site_sets, SETS), rows, settings.valid, rng)
         else:
             dealt = deal(groups[rows], settings.valid, 1e-9, rng, strata(labels.take(rows)))
             chosen, way = rows[dealt == VALID], how["groups"]
@@ -272,19 +286,23 @@ def _by_column(
 
 
 def _validation(
-    variants: Variants, rows: np.ndarray, share: float, rng: np.random.Generator
+    kept: tuple[np.ndarray, str], rows: np.ndarray, share: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, str]:
-    """About `share` of `rows` to choose on, and by what they were drawn: whole sets of mutated positions, so that they
-    are no near copies of training rows, or rows where there are few sets."""
-    sets = variants.site_sets[rows]
+    """About `share` of `rows` to choose on, and by what they were drawn: whole groups (sets of mutated positions, or
+    the file's clusters), so that they are no near copies of training rows, or rows where there are few groups."""
+    sets = kept[0][rows]
     if len(np.unique(sets)) < FEW_FAMILIES:
         return rng.permutation(rows)[: round(share * len(rows))], "row"
     draw = GroupShuffleSplit(1, test_size=share, random_state=int(rng.integers(2**31)))
-    return rows[next(draw.split(rows, groups=sets))[1]], "set of mutated positions"
+    return rows[next(draw.split(rows, groups=sets))[1]], kept[1]
 
 
 def _by_mutations(
-    variants: Variants, settings: SplitSettings, rng: np.random.Generator, how: dict[str, Any]
+    variants: Variants,
+    settings: SplitSettings,
+    rng: np.random.Generator,
+    how: dict[str, Any],
+    told: tuple[np.ndarray, str] | None,
 ) -> np.ndarray:
     order, limit = variants.order, settings.train_mutations
     if limit is None:
@@ -301,7 +319,7 @@ def _by_mutations(
     how["train_mutations"] = limit
     part = np.where(order <= limit, TRAIN, TEST)
     near = np.flatnonzero(part == TRAIN)
-    chosen, way = _validation(variants, near, settings.valid, rng)
+    chosen, way = _validation(told or (variants.site_sets, SETS), near, settings.valid, rng)
     part[chosen] = VALID
     how["validation"] = f"{settings.valid:g} of the rows of at most {limit} mutations, by {way}"
     return part

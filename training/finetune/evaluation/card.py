@@ -147,7 +147,7 @@ def _beside(evidence: dict[str, Any]) -> list[str]:
     if len(found) == 1:
         return []
     found.sort(key=lambda f: f[1]["metrics"][main] if f[1]["metrics"][main] is not None else -1.0)
-    table = [["split", main, "best baseline", "hardest gain", "test rows"]]
+    table = [["split", main, "best baseline", "hardest gain", "test rows", "resampled by"]]
     for kind, e in found:
         best = e["best_baseline"]
         table.append(
@@ -157,6 +157,7 @@ def _beside(evidence: dict[str, Any]) -> list[str]:
                 f"{best} {_number(e['baselines'][best][main])}",
                 _range(e["gain"]),
                 str(e["rows"]["test"]),
+                f"{e['resampled']['by']} ({e['resampled']['groups']} groups)",
             ]
         )
     return ["", "Under each split, the hardest first:", "", *_table(table)]
