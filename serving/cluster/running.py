@@ -252,12 +252,16 @@ def drain(ray: Any, seconds: float) -> None:
         board = open_board()
         ray.get(board.drain.remote(True), timeout=5)
         time.sleep(1.2)  # every ingress has heard by now
-        until = time.monotonic() + seconds
+        until, waiting = time.monotonic() + seconds, 0
         while time.monotonic() < until:
             waiting, _ = ray.get(board.in_flight.remote(3.0), timeout=5)
             if not waiting:
                 return
             time.sleep(0.2)
+        print(
+            f"bioseq serve: {waiting} requests were not done in {seconds:.0f} s and are cut off",
+            file=sys.stderr,
+        )
     except Exception as error:
         print(f"bioseq serve: stopping without waiting ({type(error).__name__})", file=sys.stderr)
 

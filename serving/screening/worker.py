@@ -53,7 +53,10 @@ class Trail:
 
     def save(self) -> None:
         temporary = self.path.with_suffix(f".{secrets.token_hex(4)}")
-        temporary.write_text(json.dumps(self.state))
+        with open(temporary, "w", encoding="utf-8") as handle:
+            handle.write(json.dumps(self.state))
+            handle.flush()
+            os.fsync(handle.fileno())
         os.replace(temporary, self.path)
 
     def begin(self) -> None:

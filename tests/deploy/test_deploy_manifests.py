@@ -235,7 +235,9 @@ def test_ray_is_shut_to_strangers():
             (certify,) = pod["spec"]["initContainers"]
             assert certify["command"] == ["sh", "/certify/certify.sh"]
     policies = {p["metadata"]["name"]: p["spec"] for p in everything("NetworkPolicy")}
-    assert policies["bioseq-deny-all"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
+    assert policies["bioseq-deny-all"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    anywhere = [r for r in policies["bioseq-ray-egress"]["egress"] if "to" not in r]
+    assert {p["port"] for r in anywhere for p in r["ports"]} == {443, 6443, 5432}, "and nothing else leaves"
     for rule in policies["bioseq-ray"]["ingress"]:
         if rule["from"] == [{"podSelector": {"matchLabels": {"app.kubernetes.io/name": "bioseq-ray"}}}]:
             continue
@@ -419,3 +421,25 @@ def test_the_autoscaler_has_its_token_workers_have_none_and_every_drain_may_go_o
                 assert group["template"]["spec"]["automountServiceAccountToken"] is False
     for budget in yaml.safe_load_all((base / "base/poddisruptionbudget.yaml").read_text("utf-8")):
         assert budget["spec"]["maxUnavailable"] >= 1
+
+
+def test_the_autoscaler_speaks_tls_as_all_of_ray_does():
+    """It is a container of the head's pod that KubeRay adds: what it lacks here it has not got, and no node ever comes."""
+    found = 0
+    for cluster in clusters():
+        options = cluster.get("autoscalerOptions")
+        if options is None:
+            continue
+        found += 1
+        (head,) = (
+            c for c in cluster["headGroupSpec"]["template"]["spec"]["containers"] if c["name"] == "ray-head"
+        )
+        tls = [e for e in head["env"] if "TLS" in e["name"]]
+        assert tls and [e for e in options["env"] if "TLS" in e["name"]] == tls
+        assert {"name": "tls", "mountPath": "/tls", "readOnly": True} in options["volumeMounts"]
+    assert found, "no cluster sets its autoscaler up"
+
+
+def test_metrics_are_not_open_to_the_gateway():
+    for path in MANIFESTS:
+        assert "open_metrics" not in path.read_text("utf-8"), path
