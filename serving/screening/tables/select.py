@@ -23,6 +23,7 @@ from serving.screening.tables.merge import attach, parquet_list
 from serving.screening.units import MAP_POINTS, connect, explain, stream
 
 BLOCK = 4096
+_FRONT = 512  # points compared with as many at once
 
 
 @dataclass(frozen=True)
@@ -101,19 +102,33 @@ def pareto(database: duckdb.DuckDBPyConnection, table: str, objectives: tuple[st
         f"WHERE {' AND '.join(f'{n} IS NOT NULL' for n in names)} ORDER BY {order}, row",
         BLOCK,
     )
-    # In this order a record can only be dominated by an earlier one, so the front only grows
+    # In this order a record can only be dominated by an earlier one, so the front only grows. Equal records are all kept.
     front = np.empty((0, len(names)))
-    kept: list[int] = []
+    kept: list[np.ndarray] = []
     for batch in reader:
         rows = batch.column(0).to_numpy()
         points = np.column_stack([batch.column(i + 1).to_numpy() for i in range(len(names))])
-        for row, point in zip(rows.tolist(), points):
-            above = (front >= point).all(axis=1)
-            if not (above & (front > point).any(axis=1)).any():
-                front = np.vstack([front, point])
-                kept.append(row)
-    database.register("front_rows", pa.table({"row": pa.array(kept, pa.int64())}))
+        free = ~_dominated(points, front)
+        rows, points = rows[free], points[free]
+        free = ~_dominated(points, points)
+        front = np.concatenate([front, points[free]])
+        kept.append(rows[free])
+    database.register(
+        "front_rows", pa.table({"row": pa.array(np.concatenate([np.empty(0, np.int64), *kept]), pa.int64())})
+    )
     _keep(database, "front_rows")
+
+
+def _dominated(points: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """bool [N]: which of `points` [N, K] some row of `by` [M, K] equals or beats everywhere and beats somewhere."""
+    out = np.zeros(len(points), dtype=bool)
+    for start in range(0, len(by), _FRONT):
+        some = by[None, start : start + _FRONT]
+        left = np.flatnonzero(~out)
+        for part in np.array_split(left, max(1, len(left) // _FRONT)):
+            mine = points[part, None]
+            out[part] = np.any(np.all(some >= mine, axis=2) & np.any(some > mine, axis=2), axis=1)
+    return out
 
 
 def _keep(database: duckdb.DuckDBPyConnection, rows: str) -> None:
