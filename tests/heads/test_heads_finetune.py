@@ -195,6 +195,23 @@ def test_few_validation_rows_choose_by_cross_validation(tmp_path, backbone):
     assert evidence["calibration"]["rows"] == 64  # all training and validation rows, out of fold
 
 
+def test_baselines_are_fitted_on_the_rows_that_the_head_was_fitted_on(tmp_path, backbone, monkeypatch):
+    """After folds the head takes the validation rows too; a baseline without them would be an easy one."""
+    from training.finetune.evaluation import baselines
+
+    seen, real = [], baselines.sequence_baselines
+
+    def spy(task, rows, held, *a, **k):
+        out = real(task, rows, held, *a, **k)
+        seen.append((len(rows.trained), float(out["majority"][0, 0]), float(rows.y[rows.trained].mean())))
+        return out
+
+    monkeypatch.setattr(baselines, "sequence_baselines", spy)
+    evidence = run(tmp_path, backbone, ("k",), table(80)).evidence()
+    assert seen[0][0] == 64 and seen[0][1] == pytest.approx(seen[0][2])
+    assert "64" in str(evidence["trained_on"])
+
+
 def one_protein(n: int = 160) -> list[dict]:
     wild = "MKTAYIAKQRQISFVKSHFSRQ"
     rng = np.random.default_rng(0)
