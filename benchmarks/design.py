@@ -35,9 +35,11 @@ from sklearn.neural_network import MLPRegressor
 import bioseq
 from bioseq.campaigns.campaign import Campaign, Settings
 from bioseq.campaigns.ingest import ingest
+from bioseq.heads.features import LETTERS
+from bioseq.sequences.mutations import between
 from training.campaigns.landscape import zero_shot
+from training.tables.variants import differences
 
-LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 MANY, MOST, PROPOSALS, SEEN = 5, 8, 100, 10
 
 
@@ -47,10 +49,6 @@ def onehot(sequences: list[str], wild: str) -> np.ndarray:
     out = np.zeros((len(codes), len(wild), 20), np.float32)
     np.put_along_axis(out, codes[:, :, None], 1.0, axis=2)
     return (out * (codes != codes[-1])[:, :, None]).reshape(len(codes), -1)[:-1]
-
-
-def told(sequence: str, wild: str) -> str:
-    return ":".join(f"{w}{i}{c}" for i, (w, c) in enumerate(zip(wild, sequence), 1) if w != c)
 
 
 def greedy(x: np.ndarray, y: np.ndarray, known: np.ndarray, wild: str, counts: list[int]) -> list[str]:
@@ -91,7 +89,7 @@ def main() -> None:
     args = p.parse_args()
     wild, labels = avgfp(args.data)
     sequences, y = list(labels.sequences), labels.y[:, 0]
-    order = np.array([sum(a != b for a, b in zip(s, wild)) for s in sequences])
+    order = differences(sequences, wild).sum(1)
     drawn = np.random.default_rng(0).permutation(len(y))
     half = len(y) // 2
     teach, check, pool = drawn[: half - 2000], drawn[half - 2000 : half], drawn[half:]
@@ -125,7 +123,7 @@ def main() -> None:
                 Settings(wild_type=wild, objectives=("fluorescence:max",), mutations=MOST),
                 prior=prior,
             )
-            table = "".join(f"{told(sequences[i], wild)},{y[i]}\n" for i in mine)
+            table = "".join(f"{between(wild, sequences[i])},{y[i]}\n" for i in mine)
             ingest(campaign, f"variant,fluorescence\n{table}".encode())
             limits = Path(folder) / "limits.toml"
             limits.write_text(f"fixed = {fixed}\nallowed = {{{allowed}}}\nmutations = [{MANY}, {MOST}]\n")
@@ -139,7 +137,7 @@ def main() -> None:
                 seed=seed,
             )
         designs = [r["sequence"] for r in made]
-        counts = [sum(a != b for a, b in zip(s, wild)) for s in designs]
+        counts = differences(designs, wild).sum(1).tolist()
         x = onehot([sequences[i] for i in mine], wild)
         ways = {
             "design": designs,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import glob
 import os
 import shutil
 import sys
@@ -120,7 +119,8 @@ def _swap(new: Path, path: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, "a file has this name")
     if _exchange(new, path):
         return  # the old one now has the temporary name, which is removed
-    old = new.with_suffix(".old")
+    old = _aside(path)
+    shutil.rmtree(old, ignore_errors=True)
     os.replace(path, old)
     try:
         os.replace(new, path)
@@ -137,8 +137,11 @@ def _exchange(a: Path, b: Path) -> bool:
     return call is not None and call(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0
 
 
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
 def _recover(path: Path) -> None:
     """Bring back the folder that a kill between two renames left aside."""
-    aside = sorted(path.parent.glob(f".{glob.escape(path.name)}.*.old"), key=lambda p: p.stat().st_mtime)
-    if aside and not path.exists():
-        os.replace(aside[-1], path)
+    if not path.exists() and _aside(path).is_dir():
+        os.replace(_aside(path), path)

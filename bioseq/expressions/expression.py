@@ -27,16 +27,22 @@ Kind = Literal["number", "text", "truth", "opaque"]
 
 MAX_CHARACTERS = 4000
 MAX_DEPTH = 250  # expressions within expressions
+
+
 # An operand stands once in what it becomes, and a lambda binds it: nested calls would double the work at each level
 # otherwise, in our SQL or inside DuckDB, whose nullif() is a macro that writes its operand twice. Where an operand is
 # undefined (NULL) so is the result, which least() and greatest() would pass over.
-_WHERE = "list_transform([{all}], lambda x: CASE WHEN x {condition} THEN x END)[1]"
+def _only(operand: str, condition: str) -> str:
+    """SQL of the operand where it meets the condition, else NULL."""
+    return f"list_transform([{operand}], lambda x: CASE WHEN x {condition} THEN x END)[1]"
+
+
 _FUNCTIONS = {
     "abs": (1, 1, "abs({all})"),
     "min": (2, 8, "list_reduce([{all}], lambda x, y: CASE WHEN x <= y THEN x WHEN x > y THEN y END)"),
     "max": (2, 8, "list_reduce([{all}], lambda x, y: CASE WHEN x >= y THEN x WHEN x < y THEN y END)"),
-    "log": (1, 1, "ln(" + _WHERE.replace("{condition}", "> 0") + ")"),
-    "sqrt": (1, 1, "sqrt(" + _WHERE.replace("{condition}", ">= 0") + ")"),
+    "log": (1, 1, f"ln({_only('{all}', '> 0')})"),
+    "sqrt": (1, 1, f"sqrt({_only('{all}', '>= 0')})"),
 }
 
 
@@ -136,7 +142,7 @@ class _Compiler:
             case "mul":
                 a_sql, b_sql = self.want(parts[0], "number"), self.want(parts[2], "number")
                 if parts[1] == "/":
-                    return "number", f"({a_sql} / {_WHERE.format(all=b_sql, condition='<> 0')})"
+                    return "number", f"({a_sql} / {_only(b_sql, '<> 0')})"
                 return "number", f"({a_sql} * {b_sql})"
             case "call":
                 return self.call(node)

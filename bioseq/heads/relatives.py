@@ -133,8 +133,8 @@ def remove(registry: Registry, ref: str) -> Entry:
                 return json.loads(registry.file(entry, name))["hash"]
         return None
 
-    own = {rows(e) for e in registry.entries() if e.ref == ref} - {None}
+    own = next((rows(e) for e in registry.entries() if e.ref == ref), None)
     removed = registry.remove(ref)
-    for unused in own - set(map(rows, registry.entries())):
-        remove_database(str(unused))
+    if own is not None and own not in map(rows, registry.entries()):
+        remove_database(own)
     return removed

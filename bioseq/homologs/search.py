@@ -8,6 +8,7 @@ other queries of a batch nor on the number of threads; hits of equal score go by
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -99,6 +100,12 @@ def search(
             if progress is not None:
                 progress(start + len(some), len(missing))
     return [found[q] for q in queries]
+
+
+def fresh_protein() -> str:
+    """A shuffled protein, which no cache of searches knows: whether searches work at all is tried with it."""
+    letters = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQ"
+    return "".join(random.sample(letters, len(letters)))
 
 
 def _search_chunk(

@@ -136,7 +136,6 @@ class _Watchdog:
     vain) or has not ended in `seconds`. Of its own thread, as the main one may be inside such a call."""
 
     def __init__(self, seconds: float):
-        self.until = time.monotonic() + seconds
         self.seconds = seconds
         self.error: BaseException | None = None
         self.ending, self.done = threading.Event(), threading.Event()
@@ -151,14 +150,14 @@ class _Watchdog:
     def start(self) -> None:
         """Once stopping has begun. Again: nothing."""
         if self._thread.ident is None:
-            self.until = time.monotonic() + self.seconds
             self._thread.start()
 
     def _watch(self) -> None:
         import psutil
 
+        until = time.monotonic() + self.seconds
         while not self.done.wait(0.2):
-            if time.monotonic() <= self.until and (self.ending.is_set() or _ray_lives()):
+            if time.monotonic() <= until and (self.ending.is_set() or _ray_lives()):
                 continue
             said = self.error or "Ray does not answer any more; ending without it"
             print(f"bioseq serve: {said}", file=sys.stderr, flush=True)
@@ -252,12 +251,13 @@ def drain(ray: Any, seconds: float) -> None:
         board = open_board()
         ray.get(board.drain.remote(True), timeout=5)
         time.sleep(1.2)  # every ingress has heard by now
-        until, waiting = time.monotonic() + seconds, 0
-        while time.monotonic() < until:
-            waiting, _ = ray.get(board.in_flight.remote(3.0), timeout=5)
-            if not waiting:
-                return
+        until = time.monotonic() + seconds
+        while waiting := ray.get(board.in_flight.remote(3.0), timeout=5)[0]:
+            if time.monotonic() >= until:
+                break
             time.sleep(0.2)
+        else:
+            return
         print(
             f"bioseq serve: {waiting} requests were not done in {seconds:.0f} s and are cut off",
             file=sys.stderr,

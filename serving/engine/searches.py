@@ -8,7 +8,6 @@ replica's threads. The reference set's index is opened at the start and stays in
 from __future__ import annotations
 
 import asyncio
-import random
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from bioseq.errors import BioseqError, NotFoundError, SearchError, SequenceError, ServiceError
 from bioseq.homologs.alignment import most_rows
+from bioseq.homologs.search import fresh_protein
 from serving.engine.asks import Fault
 from serving.engine.batcher import Engine
 from serving.engine.queueing import Observer
@@ -85,12 +85,6 @@ def reading(alignment: str | None) -> int:
     return 0 if alignment is None else most_rows(alignment) // ROWS + len(alignment) // LETTERS
 
 
-def probe() -> Wanted:
-    """A protein that no cache of searches knows."""
-    letters = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEKAVQVKVKALPDAQ"
-    return Wanted("".join(random.sample(letters, len(letters))), 0)
-
-
 class Searcher(ABC):
     """What is searched in one way: the engine's runner."""
 
@@ -117,7 +111,7 @@ class Searcher(ABC):
 
     def works(self) -> bool:
         try:
-            self.find([probe()])
+            self.find([Wanted(fresh_protein(), 0)])
         except BioseqError:
             return False
         return True
@@ -221,7 +215,7 @@ class Searches:
             runner = await asyncio.to_thread(self._open, name, True)
             await asyncio.to_thread(open_database, runner.door.reference, quiet=True)
             for _ in range(2):  # the second is measured
-                await self.engine.submit(runner, [probe()], admitted=True)
+                await self.engine.submit(runner, [Wanted(fresh_protein(), 0)], admitted=True)
         except Exception as error:
             line("homologs", state="not ready", error=type(error).__name__, code=getattr(error, "code", None))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from bioseq.errors import (
     SequenceError,
     SpecError,
 )
+from bioseq.homologs.search import fresh_protein
 from bioseq.specs.screen import ScreenSpec
 from serving.screening.tables.columns import HeadColumns
 
@@ -255,8 +255,7 @@ class PredictorEngine:
 
     def _search(self) -> None:
         """Search for a protein that no cache knows, as `run` does. Raises where searches fail as such."""
-        letters = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQAPILSRVGDGTQDNLSGAEK"
-        probe = "".join(random.sample(letters, len(letters)))
+        probe = fresh_protein()
         for head in self.predictor.heads.values():
             if head.reads_homologs:
                 head.find([probe])

@@ -9,7 +9,6 @@ fault. That record is quarantined and the rest is computed in one go, as if it h
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import time
 from dataclasses import asdict
@@ -52,12 +51,8 @@ class Trail:
             pass
 
     def save(self) -> None:
-        temporary = self.path.with_suffix(f".{secrets.token_hex(4)}")
-        with open(temporary, "w", encoding="utf-8") as handle:
-            handle.write(json.dumps(self.state))
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, self.path)
+        with atomic_file(self.path, force=True) as temporary:
+            temporary.write_text(json.dumps(self.state), "utf-8")
 
     def begin(self) -> None:
         self.state["starts"] += 1

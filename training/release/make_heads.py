@@ -64,6 +64,7 @@ def spec(name: str, data: Path, out: Path, base: str, size: Size = SHIPPED, **op
         "max_test": test,
         "neighbours": 1000,
         "force": True,
+        "threads": 2,
         "dtype": "float32" if size == "full" else "bfloat16",
     } | options
     if name == "secondary_structure":
@@ -115,7 +116,7 @@ def main() -> None:
     p.add_argument("--base", default="default")
     p.add_argument("--rows", choices=tuple(ROWS), default=SHIPPED)
     p.add_argument("--heads", default=",".join(NAMES))
-    p.add_argument("--threads", type=int, default=None)
+    p.add_argument("--threads", type=int, default=2)
     p.add_argument(
         "--cache", default=None, help="of embeddings and searches (default: $BIOSEQ_CACHE or ~/.cache/bioseq)"
     )
