@@ -16,6 +16,7 @@ from serving.database.keys import ApiKey, Keys
 from serving.http.checks import variant_tokens
 
 GOOD = {"sequences": ["MKTAYIAK"]}
+MINUTE = 40_000_000  # in 2046: the scheduler folds usage of the past into one row while a test runs
 
 
 def code(response: httpx.Response, status: int) -> str:
@@ -219,7 +220,7 @@ def test_every_route_is_counted_and_limited_but_the_one_that_tells_the_limits(se
 
     async def go():
         async with serve() as http:
-            http.app.service.authorizer._clock = lambda: 1000 * 60 + 30.0
+            http.app.service.authorizer._clock = lambda: MINUTE * 60 + 30.0
             ask = bearer(text)
             statuses = [
                 (await http.get(p, headers=ask)).status_code for p in ("/v1/models", "/v1/jobs", "/v1/files")
