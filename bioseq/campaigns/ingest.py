@@ -19,11 +19,12 @@ FAILED = "failed"
 def ingest(
     campaign: Campaign, results: str | Path | bytes, *, round_: int | None = None, correct: bool = False
 ) -> dict[str, int]:
-    """Takes in a CSV file, or its bytes; counts of measured, failed and unproposed wells. Columns: `variant`, one an
-    objective, and optionally `well`, `round` (default: `round_`, else the latest), `status` (ok, failed) and a standard error
-    `COLUMN_se`; the other columns of a plate are ignored. An empty value is a well without that measurement; a row without any value failed. Rows without a
-    well take the open wells of their variant that no other row names, and further ones are wells that were never proposed.
-    `correct` replaces values of wells measured before and adds none. Raises `TableError` with lines."""
+    """Takes in a CSV file, or its bytes; counts of measured, failed and unproposed wells. Columns: `variant` or `well`,
+    one an objective, and optionally `round` (default: `round_`, else the latest), `status` (ok, failed) and a standard
+    error `COLUMN_se`; the other columns of a plate are ignored. A row with a well alone is of the variant that was
+    proposed there. An empty value is a well without that measurement; a row without any value failed. Rows without a
+    well take the open wells of their variant that no other row names, and further ones are wells that were never
+    proposed. `correct` replaces values of wells measured before and adds none. Raises `TableError` with lines."""
     with campaign.locked():
         if isinstance(results, bytes):
             return _ingest(campaign, results, "results", round_, correct)
@@ -58,7 +59,9 @@ def _ingest(campaign: Campaign, data: bytes, path: str, round_: int | None, corr
         raise _refused(path, [f"line {reader.line_num + 1}: {error}"]) from None
     known = {"variant", "well", "status", *names, *(f"{n}_se" for n in names), "round"}
     plate = {"kind", "reason", *(f"{n}_{what}" for n in names for what in ("predicted", "low", "high"))}
-    faults = [f"line 1: there is no column {c!r}" for c in ("variant", *names) if c not in columns]
+    faults = [f"line 1: there is no column {c!r}" for c in names if c not in columns]
+    if not {"variant", "well"} & set(columns):
+        faults.append("line 1: there is no column 'variant' or 'well'")
     faults += [f"line 1: column {c!r} is not known" for c in columns if c not in known | plate]
     if len(set(columns)) < len(columns):
         faults.append("line 1: a column is given twice")
@@ -130,15 +133,6 @@ def _row(
     if None in row or None in row.values():
         faults.append(f"{where}: {'more' if None in row else 'fewer'} cells than the header has")
         return None
-    try:
-        variant = campaign.space.read(row["variant"])
-    except MutationError as error:
-        faults.append(f"{where}, column 'variant': {error.message}")
-        return None
-    name, well = str(variant), (row.get("well") or "").strip().upper()
-    if not campaign.space.holds(variant):
-        faults.append(f"{where}, column 'variant': {name} is outside the campaign's space")
-        return None
     given = (row.get("round") or "").strip()
     if given and not (given.isascii() and given.isdigit() and 1 <= int(given) <= max(state.rounds, 1)):
         faults.append(
@@ -146,6 +140,23 @@ def _row(
         )
         return None
     number = int(given) if given else number
+    well = (row.get("well") or "").strip().upper()
+    before = state.wells.get((number, well))
+    if well and before is None:
+        faults.append(f"{where}, column 'well': round {number} has no well {well}")
+        return None
+    written = (row.get("variant") or "").strip()
+    if before is not None and not written:
+        written = before.variant
+    try:
+        variant = campaign.space.read(written)
+    except MutationError as error:
+        faults.append(f"{where}, column 'variant': {error.message}")
+        return None
+    name = str(variant)
+    if not campaign.space.holds(variant):
+        faults.append(f"{where}, column 'variant': {name} is outside the campaign's space")
+        return None
     values = tuple(_number(row[n], f"{where}, column {n!r}", faults) for n in names)
     errors = tuple(
         _number(row.get(f"{n}_se") or "", f"{where}, column '{n}_se'", faults, positive=True) for n in names
@@ -156,11 +167,8 @@ def _row(
     failed = all(v is None for v in values)
     if status == FAILED and not failed:
         faults.append(f"{where}, column 'status': a failed well with a value; leave out one of them")
-    if well:
-        before = state.wells.get((number, well))
-        if before is None:
-            faults.append(f"{where}, column 'well': round {number} has no well {well}")
-        elif before.variant != name:
+    if before is not None:
+        if before.variant != name:
             faults.append(f"{where}, column 'variant': well {well} holds {before.variant}, not {name}")
         elif before.event not in OPEN and not correct:
             faults.append(

@@ -307,6 +307,25 @@ def test_rows_find_the_wells_of_their_round_and_no_well_twice(campaign: Campaign
     assert campaign.state().measured(0)[variant][1] == 1
 
 
+def test_rows_may_name_their_wells_alone(campaign: Campaign, tmp_path: Path) -> None:
+    """As a plate reader writes them."""
+    propose(campaign)
+    plate = [r for r in read_csv(campaign.round_folder(1) / "plate.csv") if r["variant"] != "WT"]
+    one, two, three = (r["well"] for r in plate[:3])
+    (tmp_path / "r.csv").write_text(f"well,activity\n{one},3.5\n{two.lower()},\n")
+    assert ingest(campaign, tmp_path / "r.csv") == {"measured": 1, "failed": 1, "unproposed": 0}
+    found = campaign.state().wells
+    assert (found[1, one].variant, found[1, one].values) == (plate[0]["variant"], (3.5,))
+    assert (found[1, two].variant, found[1, two].event) == (plate[1]["variant"], "failed")
+    (tmp_path / "r.csv").write_text(f"well,activity\n{three},1\n,2\nZ9,1\n{three},2\n")
+    with pytest.raises(TableError) as error:
+        ingest(campaign, tmp_path / "r.csv")
+    for fault in ("line 3, column 'variant'", "line 4, column 'well': round 1 has no well Z9",
+                  f"line 5, column 'well': {three} was given in line 2"):  # fmt: skip
+        assert fault in str(error.value)
+    assert campaign.state().wells[1, three].event == "proposed"
+
+
 def test_the_same_results_saved_again_are_not_replicates(campaign: Campaign, tmp_path: Path) -> None:
     propose(campaign)
     table = results(campaign, tmp_path / "1.csv")

@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         return q
 
     q = add("create", "start a campaign: a folder with frozen settings", also="new")
-    q.add_argument("--wild-type", type=Path, required=True, metavar="FASTA")
+    q.add_argument("--wild-type", type=Path, required=True, metavar="FASTA", help="its first record")
     q.add_argument("--sites", help="all combinations at these positions: 39,40,41,54")
     q.add_argument("--mutations", type=positive_int, help="up to so many mutations, at --sites or anywhere")
     q.add_argument(
@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     q.add_argument("--plate", type=int, choices=(96, 384), default=96, help="wells of a plate (default: 96)")
     q.add_argument("--controls", type=int, default=4, help="wells for wild type and best so far (default: 4)")
     q.add_argument("--budget", type=int, default=0, help="wells in all (default: no limit)")
-    q.add_argument("--seed", type=int, default=0)
+    q.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")
     q.add_argument(
         "--model", default="default", help="of the zero-shot score; none for no prior (default: default)"
     )
@@ -94,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
         folder=False,
     )
     q.add_argument("landscape", type=Path, help="CSV with variant, mutant or sequence, and the objective")
-    q.add_argument("--wild-type", type=Path, required=True, metavar="FASTA")
+    q.add_argument("--wild-type", type=Path, required=True, metavar="FASTA", help="its first record")
     q.add_argument("--objective", default="fitness", help="the column to raise (default: fitness)")
     q.add_argument("--rounds", type=positive_int, default=5)
     q.add_argument("--batch", type=positive_int, default=96)
