@@ -301,3 +301,22 @@ def test_the_command_writes_a_table(bundle: str, tmp_path: Path, capsys: pytest.
     assert len(rows) == 5 and [r["rank"] for r in rows] == list("12345")
     assert "5 designs" in capsys.readouterr().err
     assert main(["design", "-o", str(out)]) == 1 and "--wild-type" in capsys.readouterr().err
+
+
+def test_a_shipped_head_scores_designs_as_it_scores_proteins(tmp_path: Path) -> None:
+    """A real head, its homologs searched for each design: the table's columns are its own predictions."""
+    rows = bioseq.design(
+        WILD * 2, "target_class.kinase - 0.001 * mutations", heads=["target_class"], where="target_class.ood < 1000",
+        homologs="none", generations=2, batch=6, number=3, threads=1,
+    )  # fmt: skip
+    told = bioseq.load("default").predict(
+        [r["sequence"] for r in rows], ["target_class"], long_sequences="window"
+    )
+    assert len(rows) == 3
+    for row, predicted in zip(rows, (p["target_class"] for p in told), strict=True):
+        for label, p in predicted["probabilities"].items():
+            assert row[f"target_class.{label}"] == pytest.approx(p, rel=1e-4)
+        assert row["target_class.ood"] == pytest.approx(predicted["ood"], rel=1e-4)
+        assert row["sd"] > 0 and row["bound"] == pytest.approx(row["objective"] - row["sd"], rel=1e-4)
+    with pytest.raises(ExpressionError, match="target_class.kinaze"):
+        bioseq.design(WILD, "target_class.kinaze", heads=["target_class"], homologs="none", threads=1)
