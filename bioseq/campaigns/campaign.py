@@ -180,10 +180,10 @@ class Campaign:
             text += f"{i},{letter}," + ",".join(f"{v:.5g}" for v in row) + "\n"
         values = asdict(settings) | {"wild_type": wild, "prior": _sha(text.encode())}
         if file is not None:
-            candidates(wild, file)
             values["candidates"] = _sha(file.read_bytes())
+            space = candidates(wild, file)
         else:
-            _combined(Settings(**values))
+            space = _combined(Settings(**values))
         final = Settings(**values)
         stated = f'hash = "{_sha(final.text().encode())}"\n{final.text()}'
         with atomic_folder(folder) as new:
@@ -194,7 +194,9 @@ class Campaign:
             (new / "campaign.toml").write_text(
                 f"# Frozen: start a new campaign for other settings.\n{stated}"
             )
-        return cls(folder)
+        campaign = cls(folder)
+        campaign.space = space  # a file of a million candidates takes ten seconds to read
+        return campaign
 
     @cached_property
     def space(self) -> Space:

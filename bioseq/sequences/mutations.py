@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from bioseq.errors import MutationError
 from bioseq.sequences.alphabet import Alphabet, protein
@@ -90,6 +91,7 @@ def parse(
     return Variant(tuple(mutations[p] for p in sorted(mutations)))
 
 
+@lru_cache(maxsize=1 << 14)  # a million variants are made of a few thousand substitutions
 def _read(piece: str, where: str) -> Mutation:
     match = _NOTATION.fullmatch(piece)
     if match is None:
