@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -202,12 +202,23 @@ class Predictor:
     def run(self, queries: Sequence[Query], *, progress: Progress | None = None) -> list[Result]:
         """Results in the order of `queries`. One forward pass a batch of `budget` tokens. For a backbone that reads
         homologs those of all queries are searched first, together."""
+        settled = {i: q.known for i, q in enumerate(queries) if q.known is not None and self._settles(q)}
         if self.reader is not None:
-            self.reader.read(queries, self.alphabet, progress=progress is not None and progress.enabled)
+            asking = [q for i, q in enumerate(queries) if i not in settled or len(q.routes) > 1]
+            self.reader.read(asking, self.alphabet, progress=progress is not None and progress.enabled)
         results = [Result(notes=q.notes, homologs=q.homologs) for q in queries]
         features: dict[str, dict[int, np.ndarray]] = defaultdict(dict)
+        for i, vector in settled.items():
+            results[i].embedding = vector
+            for name in queries[i].heads:
+                if self.heads[name].route(name) is None:
+                    features[name][i] = vector
+            if progress is not None and queries[i].routes[-1] is None:
+                progress.add(1)
         waiting: dict[tuple[int, str | None], dict[int, Part]] = defaultdict(dict)
-        for part in in_order(self._batches(queries), self.threads if self.device.type == "cpu" else None):
+        for part in in_order(
+            self._batches(queries, settled), self.threads if self.device.type == "cpu" else None
+        ):
             segment, query = part.segment, queries[part.segment.query]
             key = (segment.query, segment.route)
             if len(query.cover) > 1:
@@ -229,11 +240,21 @@ class Predictor:
         self._runner.predictions(queries, results, features)
         return results
 
-    def _batches(self, queries: Sequence[Query]) -> Iterator[Callable[[], list[Part]]]:
-        """One forward pass each. What goes together depends on the queries and the budget alone."""
+    def _settles(self, query: Query) -> bool:
+        """Whether all that a query asks of the bare trunk is the embedding that is known."""
+        asked = [self.heads[n].embed_options for n in query.heads if self.heads[n].route(n) is None]
+        return query.logits_at is None and all(options == query.embed for options in asked)
+
+    def _batches(
+        self, queries: Sequence[Query], settled: Container[int] = ()
+    ) -> Iterator[Callable[[], list[Part]]]:
+        """One forward pass each; the bare trunk's of `settled` queries are left out. What goes together depends on the
+        queries and the budget alone."""
         by_trunk: dict[str | None, list[Segment]] = defaultdict(list)
         for i, query in enumerate(queries):
             for route in query.routes:
+                if route is None and i in settled:
+                    continue
                 trunk = route if route is not None and self.heads[route].trunk is not None else None
                 by_trunk[trunk].extend(Segment(i, route, w) for w in range(len(query.cover)))
         for trunk, segments in by_trunk.items():

@@ -25,7 +25,8 @@ class Query:
     `logits_at`: None, "all", or int64 places of residues. `cover` are the windows that will be computed,
     `overlap` their overlap. `routes` are the passes it takes: the bare trunk (None) and one for each head
     with weights of its own. `nearest`: training examples to name beside each prediction. `members`: give what
-    each member of a head's ensemble says. `evidence` float32 [L, E]:
+    each member of a head's ensemble says. `known`: the embedding as `embed` asks for it, where it was computed before
+    with this predictor's settings; a query that asks for no more of the bare trunk is not computed again. `evidence` float32 [L, E]:
     what the homologs say, for a backbone that reads them, and `homologs` their number; filled in by the predictor
     unless `reads` is false. `told`: what homologs say of the sequence to heads, by head, where it was found before.
     `part_of`: a query whose homologs these residues have, from its residue `start` on.
@@ -38,6 +39,7 @@ class Query:
     heads: tuple[str, ...] = ()
     nearest: int = 0
     members: bool = False
+    known: np.ndarray | None = None
     notes: tuple[str, ...] = ()
     cover: list[Window] = field(default_factory=list)
     overlap: int = 0

@@ -30,6 +30,8 @@ class ScreenSpec(Spec):
     translate: the input is DNA; `one` reads frame 1 whole, `six` takes each frame's longest open stretch.
     homologs: which a backbone that reads homologs is given: `auto` (the set that it was trained with), `none`, `default`, or
     a reference set's folder. Other backbones take `auto` and `none`, which are the same.
+    vectors: a vector store that is read and added to (docs/vectors.md), on a filesystem that all workers see, so that nothing is
+    embedded twice. A run reads what the store held when it began.
     threads: of one engine; results are byte-equal only between runs of equal threads.
     batch_tokens: tokens of one forward pass; None is the model's own default.
     workers: engines side by side; None is one a GPU, else one a CPU core over `threads`. Never decides the
@@ -52,6 +54,7 @@ class ScreenSpec(Spec):
     genetic_code: int = 1
     keep_embeddings: bool = False
     homologs: str = "auto"
+    vectors: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 1
@@ -65,6 +68,8 @@ class ScreenSpec(Spec):
             raise SpecError("at least one FASTA file is needed.", field="inputs")
         if not self.output:
             raise SpecError("a run folder is needed.", field="output", hint="Give one with -o.")
+        if self.vectors == "":
+            raise SpecError("the name is empty.", field="vectors", hint="Name a folder, or leave it out.")
         if not self.homologs:
             raise SpecError(
                 "the name is empty.",

@@ -161,10 +161,13 @@ class VectorStore:
             found |= {row[0]: row[1:] for row in db.execute(sql, some)}
         return found
 
-    def get(self, keys: Sequence[bytes]) -> list[np.ndarray | None]:
-        """Copies of the vectors, None for keys that are not there. Raises `VectorStoreError` for damaged ones."""
+    def get(self, keys: Sequence[bytes], *, before: int | None = None) -> list[np.ndarray | None]:
+        """Copies of the vectors, None for keys that are not there, or not at a place before `before`. Raises
+        `VectorStoreError` for damaged ones."""
         with self._open() as db:
             entries = self._entries(db, keys)
+        if before is not None:
+            entries = {key: entry for key, entry in entries.items() if entry[0] < before}
         rows = self._map() if entries else np.empty((0, self.settings.width), self._dtype)
         out: list[np.ndarray | None] = []
         for key in keys:

@@ -41,6 +41,7 @@ SERVERS = (
     "cache",
     "quiet",
     "after",
+    "vectors",
 )  # fields the server decides
 _FILE = re.compile(r"file:([0-9a-f]{24})")
 _WILD_TYPE = re.compile(r"[A-Za-z]+\*?")

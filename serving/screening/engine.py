@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from bioseq.bundles.manifest import Manifest, fits
-from bioseq.errors import (
-    ArtefactError,
-    BioseqError,
-    MissingExtraError,
-    NotFoundError,
-    OutputError,
-    ResourceError,
-    SearchError,
-    SequenceError,
-    SpecError,
-)
+from bioseq.errors import ArtefactError, BioseqError, NotFoundError, SequenceError, SpecError
 from bioseq.homologs.search import fresh_protein
 from bioseq.specs.screen import ScreenSpec
+from serving.screening.isolation import Screened, isolate
+from serving.screening.stored import Stored, rows_of
 from serving.screening.tables.columns import HeadColumns
-
-
-@dataclass(slots=True)
-class Screened:
-    """Of one sequence: `cells` of all heads, or `error` ("code: message"). `embedding` float32 [D] if asked."""
-
-    cells: dict[str, Any] = field(default_factory=dict)
-    error: str | None = None
-    note: str | None = None
-    embedding: np.ndarray | None = None
 
 
 class Engine(Protocol):
@@ -78,54 +58,6 @@ class EngineFactory(Protocol):
     def build(self) -> Engine: ...
 
 
-# ------------------------------------------------------------------------------------------------- isolation
-
-
-def out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError | ResourceError):
-        return True
-    text = str(error)
-    return (
-        type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in text
-        or "out of memory" in text
-    )
-
-
-def isolate(
-    compute: Callable[[list[int]], list[Screened]],
-    places: list[int],
-    search: Callable[[], None] | None = None,
-) -> dict[int, Screened]:
-    """Results by place; an error costs only the sequence that causes it, found by halving.
-
-    Out of memory halves the batch, down to a sequence that does not fit alone. What concerns the whole run (a
-    model file, the disk, a setting) is raised. A search that fails for one sequence alone is the sequence's fault
-    unless `search`, which searches for another one, raises too.
-    """
-    try:
-        return dict(zip(places, compute(places), strict=True))
-    except (ArtefactError, MissingExtraError, OutputError, SpecError, OSError):
-        raise
-    except Exception as error:
-        if len(places) == 1:
-            if isinstance(error, SearchError):
-                if search is None:
-                    raise
-                search()
-            if out_of_memory(error):
-                text = "resource.insufficient: not enough memory for this record alone."
-            elif isinstance(error, BioseqError):
-                text = f"{error.code}: {error.bare if isinstance(error, SequenceError) else error.message}"
-            else:
-                # Only the kind: the text of a foreign exception may hold residues
-                text = f"internal: {type(error).__name__} in the engine."
-            return {places[0]: Screened(error=text)}
-    # Outside of `except`, so that the failed batch's tensors are free while the halves run
-    half = len(places) // 2
-    return isolate(compute, places[:half], search) | isolate(compute, places[half:], search)
-
-
 # -------------------------------------------------------------------------------------------------- Predictor
 
 
@@ -158,6 +90,8 @@ class PredictorFactory:
     long_sequences: str
     homologs: str  # folder of the reference set that the backbone reads, or none
     homologs_hash: str
+    vectors: str  # folder of a vector store, or ""
+    vectors_rows: int  # that it held when the run began
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -172,6 +106,7 @@ class PredictorFactory:
                 "batch_tokens": self.budget,
                 **({"homologs": self.homologs_hash} if self.homologs != "none" else {}),
             },
+            **({"vectors": {"store": self.vectors, "rows": self.vectors_rows}} if self.vectors else {}),
         }
 
     def cards(self) -> dict[str, str]:
@@ -226,6 +161,10 @@ class PredictorEngine:
             if bundle.manifest.content_hash != source.hash:
                 raise ArtefactError(f"the head {head.name} changed while the run was going.", hint=_PUT_BACK)
             self.predictor.load_head(head.name, Head.load(bundle))
+        self.stored = None
+        if factory.vectors:
+            policy: Any = factory.long_sequences
+            self.stored = Stored(self.predictor, factory.vectors, factory.vectors_rows, policy)
 
     def run(self, sequences: Sequence[str], embed: Sequence[bool]) -> list[Screened]:
         from bioseq.backbones.pooling import EmbedOptions
@@ -238,7 +177,7 @@ class PredictorEngine:
                 self._judge(sequence)
                 queries[i] = self.predictor.prepare(
                     sequence,
-                    embed=EmbedOptions() if wanted else None,
+                    embed=EmbedOptions() if wanted or self.stored else None,
                     heads=names,
                     long_sequences=self.factory.long_sequences,  # type: ignore[arg-type]
                 )
@@ -246,8 +185,10 @@ class PredictorEngine:
                 results[i] = Screened(error=f"{error.code}: {error.bare}")
 
         def compute(places: list[int]) -> list[Screened]:
-            found = self.predictor.run([queries[i] for i in places])
-            return [self._result(sequences[i], result) for i, result in zip(places, found, strict=True)]
+            chosen = [queries[i] for i in places]
+            found = self.predictor.run(chosen) if self.stored is None else self.stored.run(chosen)
+            made = [self._result(sequences[i], result) for i, result in zip(places, found, strict=True)]
+            return [r if embed[i] else replace(r, embedding=None) for i, r in zip(places, made)]
 
         if queries:
             results |= isolate(compute, list(queries), self._search)
@@ -338,6 +279,7 @@ def predictor_factory(spec: ScreenSpec, *, device: str) -> PredictorFactory:
     if len({h.name for h in heads}) < len(heads):
         raise SpecError("two heads have the same name and version.", field="heads")
     homologs, homologs_hash = _homologs(spec, manifest)
+    vectors = "" if spec.vectors is None else str(Path(spec.vectors).absolute())
     size = sum(
         f.stat().st_size
         for b in (bundle.path, *(Path(s.path) for s in sources))
@@ -363,6 +305,8 @@ def predictor_factory(spec: ScreenSpec, *, device: str) -> PredictorFactory:
         long_sequences=spec.long_sequences,
         homologs=homologs,
         homologs_hash=homologs_hash,
+        vectors=vectors,
+        vectors_rows=rows_of(vectors, Path(spec.output)) if vectors else 0,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from pathlib import Path
@@ -89,6 +90,7 @@ def probe(factory: EngineFactory, sample: list[str]) -> tuple[float, int]:
 
 def estimate(spec: ScreenSpec, *, engine: EngineFactory | None = None) -> dict[str, Any]:
     """What `told` prints. Raises what `screen` would raise for a bad library, head or expression."""
+    spec = dataclasses.replace(spec, vectors=None)  # the store is neither made nor added to
     factory: EngineFactory = engine or predictor_factory(spec, device=device_of(spec))
     compile_selection(spec, factory.heads)
     found = scan(spec, factory.alphabet)

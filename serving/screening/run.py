@@ -41,6 +41,7 @@ FREE = (
     "heads",
     "model",
     "homologs",
+    "vectors",
     "workers",
     "address",
     "strict",

@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 
 from bioseq.errors import BioseqError, OutputError
 from bioseq.output import atomic_file
-from serving.screening.engine import Engine, EngineFactory, Screened
+from serving.screening.engine import Engine, EngineFactory
 from serving.screening.folder import Receipt, file_sha256
+from serving.screening.isolation import Screened
 from serving.screening.tables.columns import part_schema
 
 DEATHS_BEFORE_BISECTION = 2

@@ -318,5 +318,5 @@ def test_a_shipped_head_scores_designs_as_it_scores_proteins(tmp_path: Path) -> 
             assert row[f"target_class.{label}"] == pytest.approx(p, rel=1e-4)
         assert row["target_class.ood"] == pytest.approx(predicted["ood"], rel=1e-4)
         assert row["sd"] > 0 and row["bound"] == pytest.approx(row["objective"] - row["sd"], rel=1e-4)
-    with pytest.raises(ExpressionError, match="target_class.kinaze"):
+    with pytest.raises(ExpressionError, match="kinaze"):
         bioseq.design(WILD, "target_class.kinaze", heads=["target_class"], homologs="none", threads=1)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.screening.engine import Screened, isolate
+from serving.screening.isolation import Screened, isolate
 from serving.screening.tables.columns import HeadColumns
 
 HEADS = (

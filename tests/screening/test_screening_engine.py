@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -9,9 +10,18 @@ import pytest
 import torch
 from screening_helpers import LIBRARY, hits, reference, searching_models, table
 
-from bioseq.errors import ArtefactError, BundleError, NotFoundError, ReferenceSetError, SearchError, SpecError
+from bioseq.errors import (
+    ArtefactError,
+    BundleError,
+    NotFoundError,
+    ReferenceSetError,
+    SearchError,
+    SpecError,
+    VectorStoreError,
+)
 from bioseq.sequences.fasta import Record
 from bioseq.specs.screen import ScreenSpec
+from bioseq.vectors.store import VectorStore
 from serving.screening.engine import predictor_factory
 from serving.screening.run import screen
 
@@ -308,3 +318,76 @@ def test_a_search_that_fails_for_one_record_costs_that_record_alone(tmp_path, mo
     monkeypatch.setattr(search, "_search_chunk", broken)
     with pytest.raises(SearchError, match="127"):
         engine.run(sequences, [False] * 9)
+
+
+BARE = ("melting", "pair", "place", "fold", "yes")
+
+
+def test_a_store_saves_the_passes_and_a_run_reads_what_it_held_at_first(artefacts, tmp_path, monkeypatch):
+    sequences = ["MKTAYIAKQR", "MKV" * 20, "ACDEFGHIKL" * 6, "W" * 9]
+    wanted = [True, False, True, False]
+    spec = make(artefacts, tmp_path / "run", names=BARE, vectors=str(tmp_path / "store"))
+    plain = predictor_factory(make(artefacts, tmp_path / "run", names=BARE), device="cpu").build()
+    first = predictor_factory(spec, device="cpu")
+    assert first.identity()["vectors"] == {"store": str(tmp_path / "store"), "rows": 0}
+    expected, cold = plain.run(sequences, wanted), first.build().run(sequences[:3], wanted[:3])
+    for a, b in zip(expected, cold):
+        assert a.cells == b.cells and (a.embedding is None) == (b.embedding is None)
+    # the same run once more, as after a kill: what it added itself is not read, so the bytes are the same
+    again = first.build()
+    passes = count_passes(again, monkeypatch)
+    assert [r.cells for r in again.run(sequences[:3], wanted[:3])] == [r.cells for r in cold]
+    assert len(passes) == 3
+    warm = predictor_factory(spec, device="cpu")
+    assert warm.vectors_rows == 3
+    engine = warm.build()
+    passes = count_passes(engine, monkeypatch)
+    found = engine.run(sequences, wanted)
+    assert len(passes) == 1  # of the sequence that the store lacked
+    for a, b in zip(expected, found):
+        for name, value in a.cells.items():
+            assert b.cells[name] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value)
+    assert np.allclose(found[0].embedding, expected[0].embedding, atol=1e-5)
+    assert predictor_factory(spec, device="cpu").vectors_rows == 4
+
+
+def count_passes(engine, monkeypatch) -> list[int]:
+    """The segments that the engine's encoder is given, one an entry."""
+    seen: list[int] = []
+    run = engine.predictor._runner.run
+    monkeypatch.setattr(
+        engine.predictor._runner, "run", lambda e, q, segments: seen.extend(segments) or run(e, q, segments)
+    )
+    return seen
+
+
+def test_a_store_that_no_head_reads_or_of_other_vectors_is_refused(artefacts, tmp_path):
+    def build(**changes):
+        return predictor_factory(make(artefacts, tmp_path / "run", **changes), device="cpu").build()
+
+    store = str(tmp_path / "store")
+    with pytest.raises(SpecError, match="the head ss reads more"):
+        build(names=("place", "ss"), vectors=store)
+    build(names=("place",), vectors=store)
+    with pytest.raises(VectorStoreError, match="long_sequences 'window', asked 'truncate'"):
+        build(names=("place",), vectors=store, long_sequences="truncate")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(VectorStoreError, match="not a vector store"):
+        build(names=("place",), vectors=str(tmp_path / "other"))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_second_screen_of_a_library_reads_the_store(artefacts, library, tmp_path):
+    spec = make(artefacts, tmp_path / "one", names=("place",), inputs=(str(library),), vectors=str(tmp_path / "store"))  # fmt: skip
+    first = screen(spec, progress=False)
+    held = len(VectorStore(tmp_path / "store"))
+    assert held == first.summary["distinct"]
+    done = screen(spec, progress=False)  # again: complete, though the store has grown since
+    assert not done.fresh
+    screen(dataclasses.replace(spec, output=str(tmp_path / "two")), progress=False)
+    assert len(VectorStore(tmp_path / "store")) == held
+    one, two = hits(tmp_path / "one"), hits(tmp_path / "two")
+    assert [r["id"] for r in one] == [r["id"] for r in two]
+    for a, b in zip(one, two):
+        assert float(a["place.nucleus"]) == pytest.approx(float(b["place.nucleus"]), rel=1e-4)

@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 from standin import StandIn
 
-from serving.screening.engine import Screened, isolate
+from serving.screening.isolation import Screened, isolate
 from serving.screening.units import SHARD_SCHEMA
 from serving.screening.worker import ShardWorker
 
