@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import json
 import re
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -42,15 +44,28 @@ GROUP = {
     "groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template", "numOfHosts",
     "idleTimeoutSeconds", "suspend", "scaleStrategy", "resources", "labels",
 }  # fmt: skip
+AUTOSCALER = {
+    "resources", "image", "imagePullPolicy", "env", "envFrom", "volumeMounts", "securityContext",
+    "idleTimeoutSeconds", "upscalingMode", "version",
+}  # fmt: skip
+STATE = {"redisAddress", "redisUsername", "redisPassword", "externalStorageNamespace"}
 KINDS = {
-    "RayService": "ray.io/v1", "RayJob": "ray.io/v1", "Namespace": "v1", "ServiceAccount": "v1",
+    "RayService": "ray.io/v1", "RayJob": "ray.io/v1", "RayCluster": "ray.io/v1", "Namespace": "v1", "ServiceAccount": "v1",
     "PersistentVolumeClaim": "v1", "ConfigMap": "v1", "Service": "v1", "StatefulSet": "apps/v1",
     "NetworkPolicy": "networking.k8s.io/v1", "PodDisruptionBudget": "policy/v1", "Issuer": "cert-manager.io/v1",
     "Certificate": "cert-manager.io/v1", "Kustomization": "kustomize.config.k8s.io/v1beta1",
 }  # fmt: skip
+FOLDERS = ["base", "overlays/gpu", "overlays/cpu", "jobs/pretrain", "jobs/screen"]
+KUBECTL = shutil.which("kubectl") is not None
 needs_kubectl = pytest.mark.skipif(
-    shutil.which("kubectl") is None, reason="kubectl is not installed: kustomize cannot be run"
+    not KUBECTL,
+    reason="kubectl is not installed, so kustomize cannot be run: apt-get install kubernetes-client",
 )
+KUBERNETES = ("1.29", "1.37")  # the oldest that deploy/README.md names, and the newest that the schemas know
+
+
+CORE = {"v1", "apps", "policy", "networking.k8s.io"}
+_CONTAINER = {"env", "envFrom", "volumeMounts", "resources", "securityContext", "imagePullPolicy"}
 
 
 class _Strict(yaml.SafeLoader):
@@ -71,9 +86,13 @@ def everything(kind: str) -> list[dict[str, Any]]:
 
 
 def clusters() -> list[dict[str, Any]]:
-    return [d["spec"]["rayClusterConfig"] for d in everything("RayService")] + [
-        d["spec"]["rayClusterSpec"] for d in everything("RayJob")
-    ]
+    """The cluster as it is written and, where kubectl is, as each folder is applied."""
+    found = [d["spec"] for d in everything("RayCluster")]
+    for made in map(built, FOLDERS if KUBECTL else ()):
+        specs = [d["spec"] for d in made if d["kind"] in RAY]
+        assert len(specs) == 1
+        found += [s.get("rayClusterConfig") or s["rayClusterSpec"] for s in specs]
+    return found
 
 
 def pods(cluster: dict[str, Any]) -> list[dict[str, Any]]:
@@ -81,7 +100,9 @@ def pods(cluster: dict[str, Any]) -> list[dict[str, Any]]:
     return [g["template"] for g in groups]
 
 
+@functools.cache
 def built(folder: str) -> list[dict[str, Any]]:
+    """What `kubectl apply -k` of the folder applies."""
     done = subprocess.run(
         ["kubectl", "kustomize", str(DEPLOY / "kubernetes" / folder)],
         capture_output=True,
@@ -105,16 +126,16 @@ def test_every_kustomization_names_files_that_are_there():
         for resource in d["resources"]:
             target = path.parent / resource
             assert target.is_file() or (target / "kustomization.yaml").is_file(), resource
-        if path.parent.name in ("base", "jobs"):
-            listed = {path.parent / r for r in d["resources"]}
-            assert listed == set(path.parent.glob("*.yaml")) - {path}
+        listed = {path.parent / r for r in d["resources"] if r.endswith(".yaml")}
+        assert listed == set(path.parent.glob("*.yaml")) - {path}
 
 
 @needs_kubectl
-@pytest.mark.parametrize("folder", ["base", "overlays/gpu", "overlays/cpu", "jobs"])
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_kustomize_builds(folder):
     made = built(folder)
-    assert any(d["kind"] in ("RayService", "RayJob") for d in made)
+    assert sum(d["kind"] in RAY for d in made) == 1, "one service, or one job"
+    assert not any(d["kind"] == "RayCluster" for d in made), "it is a source, and never applied"
     text = yaml.dump_all(made)
     images = set(re.findall(r"image: (\S+)", text))
     assert not any(i == "bioseq" or i.startswith("bioseq:") for i in images), "an image without a registry"
@@ -133,6 +154,74 @@ def test_overlays_differ_where_they_should():
     assert "0.1.0-cuda" in yaml.dump(gpu["RayService"]) and "0.1.0-cpu" in yaml.dump(cpu["RayService"])
 
 
+@needs_kubectl
+@pytest.mark.parametrize("version", KUBERNETES)
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_what_is_applied_fits_kubernetes_own_schemas(folder, version):
+    """Unknown fields are refused too. A pod of Ray is validated as the pod that KubeRay makes of it."""
+    from kubernetes_validate import validate
+
+    made = [d for d in built(folder) if d["apiVersion"].partition("/")[0] in CORE]
+    for spec in (d["spec"] for d in built(folder) if d["kind"] in RAY):
+        cluster = spec.get("rayClusterConfig") or spec["rayClusterSpec"]
+        sidecar = {k: v for k, v in cluster["autoscalerOptions"].items() if k in _CONTAINER}
+        for number, pod in enumerate(pods(cluster)):
+            containers = pod["spec"]["containers"]
+            if not number:  # KubeRay adds the autoscaler to the head's pod
+                containers = [*containers, {"name": "autoscaler", "image": "x:1"} | sidecar]
+            whole = {**pod["spec"], "containers": containers}
+            made.append({"apiVersion": "v1", "kind": "Pod", "metadata": pod["metadata"], "spec": whole})
+    assert len(made) >= 2
+    for d in made:
+        validate(d, version, strict=True)
+
+
+def test_the_schemas_refuse_what_is_wrong():
+    from kubernetes_validate import ValidationError, validate
+
+    (claim,) = everything("PersistentVolumeClaim")
+    for wrong in ({"accessMode": "x"}, {"accessModes": "ReadWriteMany"}):
+        with pytest.raises(ValidationError):
+            validate({**claim, "spec": {**claim["spec"], **wrong}}, KUBERNETES[0], strict=True)
+
+
+@needs_kubectl
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_rays_own_autoscaler_brings_the_nodes_that_are_asked_for(folder):
+    """What Ray's autoscaler reads of the cluster's resource, and which pods it then starts for a demand."""
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+    from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+    from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+    from ray.autoscaler.v2.utils import ResourceRequestUtil
+
+    (resource,) = [d for d in built(folder) if d["kind"] in RAY]
+    cluster = resource["spec"].get("rayClusterConfig") or resource["spec"]["rayClusterSpec"]
+    derived = _derive_autoscaling_config_from_ray_cr({"metadata": resource["metadata"], "spec": cluster})
+    assert derived["provider"]["namespace"] == "bioseq"
+    assert derived["idle_timeout_minutes"] == 5.0
+    config = AutoscalingConfig(derived, skip_content_hash=True)
+    kinds = config.get_node_type_configs()
+    assert kinds["headgroup"].resources["CPU"] == 0, "no replica on the head"
+    demands, wanted = [{"CPU": 8, "GPU": 1}] * 3, {"gpu": 3}  # workers of a run
+    if resource["kind"] == "RayService":
+        serve = yaml.safe_load(resource["spec"]["serveConfigV2"])["applications"][0]["deployments"]
+        asked = {d["name"]: d["ray_actor_options"] for d in serve}["engine"]
+        demands = [{"CPU": asked["num_cpus"], "GPU": asked.get("num_gpus", 0)}] * 3
+        wanted = {"gpu": 3, "cpu": 2} if "gpu" in kinds else {"cpu": 3}  # two of CPUs are always there
+    request = SchedulingRequest(
+        node_type_configs=kinds,
+        max_num_nodes=config.get_max_num_nodes(),
+        resource_requests=ResourceRequestUtil.group_by_count(
+            [ResourceRequestUtil.make({k: v for k, v in d.items() if v}) for d in demands]
+        ),
+        disable_launch_config_check=True,
+    )
+    reply = ResourceDemandScheduler().schedule(request)
+    assert not reply.infeasible_resource_requests
+    launched = {r.instance_type: r.count for r in reply.to_launch if r.instance_type != "headgroup"}
+    assert launched == wanted
+
+
 def test_ray_kinds_use_fields_that_exist():
     for kind, known in RAY.items():
         found = everything(kind)
@@ -142,6 +231,8 @@ def test_ray_kinds_use_fields_that_exist():
     for cluster in clusters():
         assert set(cluster) <= CLUSTER
         assert set(cluster["headGroupSpec"]) <= HEAD
+        assert set(cluster["autoscalerOptions"]) <= AUTOSCALER
+        assert set(cluster.get("gcsFaultToleranceOptions", {})) <= STATE
         names = [g["groupName"] for g in cluster["workerGroupSpecs"]]
         assert len(set(names)) == len(names)
         for group in cluster["workerGroupSpecs"]:
@@ -186,9 +277,9 @@ def test_serve_configs_pass_rays_own_schema_and_name_what_exists():
 
 
 def test_the_gpu_service_scales_from_and_to_nothing():
-    (service,) = everything("RayService")
-    gpu = next(g for g in service["spec"]["rayClusterConfig"]["workerGroupSpecs"] if g["groupName"] == "gpu")
-    assert gpu["minReplicas"] == 0 and service["spec"]["rayClusterConfig"]["enableInTreeAutoscaling"]
+    (service,), (cluster,) = everything("RayService"), everything("RayCluster")
+    gpu = next(g for g in cluster["spec"]["workerGroupSpecs"] if g["groupName"] == "gpu")
+    assert gpu["minReplicas"] == 0 and cluster["spec"]["enableInTreeAutoscaling"]
     args = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"]
     assert args["min_engine_replicas"] == 0 and args["max_engine_replicas"] <= gpu["maxReplicas"]
     limits = gpu["template"]["spec"]["containers"][0]["resources"]["limits"]
@@ -210,8 +301,14 @@ def test_entrypoints_are_commands_that_parse():
     from training.pretrain.command import run_parser, spec_of
 
     found = {}
-    for job in everything("RayJob"):
-        words = shlex.split(job["spec"]["entrypoint"])
+    for path in (DEPLOY / "kubernetes" / "jobs").glob("*/kustomization.yaml"):
+        (d,) = load(path)
+        ops = [op for patch in d["patches"] for op in yaml.load(patch["patch"], _Strict)]
+        entrypoints = [op["value"] for op in ops if op["path"] == "/spec/entrypoint"]
+        if path.parent.name == "base":
+            continue
+        (line,) = entrypoints
+        words = shlex.split(line)
         assert words[:3] == ["python", "-m", "bioseq"]
         found[words[3]] = words[4:]
     assert set(found) == {"pretrain", "screen"}
@@ -251,8 +348,25 @@ def test_certificates_are_signed_for_each_pod():
     (script,) = [d["data"]["certify.sh"] for d in maps]
     subprocess.run(["sh", "-n"], input=script, text=True, check=True)
     assert "$POD_IP" in script and "subjectAltName" in script
-    names = {d["spec"]["secretName"] for d in everything("Certificate")}
-    assert names == {"bioseq-ray-ca"}
+    made = {d["spec"]["secretName"]: d["spec"] for d in everything("Certificate")}
+    assert set(made) == {"bioseq-ray-ca", "bioseq-redis-tls"}
+    assert made["bioseq-ray-ca"]["isCA"] and "isCA" not in made["bioseq-redis-tls"]
+    issuers = {d["metadata"]["name"]: d["spec"] for d in everything("Issuer")}
+    assert issuers[made["bioseq-redis-tls"]["issuerRef"]["name"]] == {"ca": {"secretName": "bioseq-ray-ca"}}
+
+
+def test_redis_is_reached_by_tls_under_a_name_that_its_certificate_has():
+    (cluster,) = everything("RayCluster")
+    address = urlsplit(cluster["spec"]["gcsFaultToleranceOptions"]["redisAddress"])
+    assert address.scheme == "rediss"
+    (certificate,) = [d["spec"] for d in everything("Certificate") if "redis" in d["metadata"]["name"]]
+    assert address.hostname in certificate["dnsNames"]
+    (head,) = cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    env = {e["name"]: e.get("value") for e in head["env"]}
+    assert env["RAY_REDIS_CA_CERT"] == env["RAY_TLS_CA_CERT"]
+    (redis,) = [d["spec"]["template"]["spec"] for d in everything("StatefulSet")]
+    (volume,) = redis["volumes"]
+    assert volume["secret"]["secretName"] == certificate["secretName"]
 
 
 def test_pods_run_without_privileges():
@@ -407,19 +521,12 @@ def test_the_readme_names_files_settings_and_commands_that_exist():
 
 
 def test_the_autoscaler_has_its_token_workers_have_none_and_every_drain_may_go_on():
-
-    base = Path(__file__).parents[2] / "deploy" / "kubernetes"
-    for path in ("base/rayservice.yaml", "jobs/pretrain.yaml", "jobs/screen.yaml"):
-        for kind in yaml.safe_load_all((base / path).read_text("utf-8")):
-            spec = (kind or {}).get("spec", {})
-            cluster = spec.get("rayClusterConfig") or spec.get("rayClusterSpec")
-            if cluster is None:
-                continue
-            assert cluster["enableInTreeAutoscaling"] is True
-            assert cluster["headGroupSpec"]["template"]["spec"]["automountServiceAccountToken"] is True
-            for group in cluster["workerGroupSpecs"]:
-                assert group["template"]["spec"]["automountServiceAccountToken"] is False
-    for budget in yaml.safe_load_all((base / "base/poddisruptionbudget.yaml").read_text("utf-8")):
+    for cluster in clusters():
+        assert cluster["enableInTreeAutoscaling"] is True
+        assert cluster["headGroupSpec"]["template"]["spec"]["automountServiceAccountToken"] is True
+        for group in cluster["workerGroupSpecs"]:
+            assert group["template"]["spec"]["automountServiceAccountToken"] is False
+    for budget in everything("PodDisruptionBudget"):
         assert budget["spec"]["maxUnavailable"] >= 1
 
 
