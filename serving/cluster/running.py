@@ -19,6 +19,7 @@ from typing import Any
 
 from bioseq.errors import ResourceError, ServiceError
 from serving.cluster.lone_ray import settle
+from serving.cluster.terminal import loggers_too, ray_told_to
 from serving.settings import Settings
 
 # Serve runs user code in a second event loop by default; with one loop a request makes fewer hops.
@@ -282,7 +283,11 @@ def run(
     stop = stop or threading.Event()
     # The settings carry it. Ray's workers inherit this environment, those of jobs among them, which need no database.
     os.environ.pop("BIOSEQ_DATABASE", None)
-    with _Watchdog(settings.drain_s + _END_S) as watchdog, ray_session(settings, address, num_cpus) as ray:
+    with (
+        _Watchdog(settings.drain_s + _END_S) as watchdog,
+        ray_told_to(Path(settings.home) / "logs" / "ray.log"),
+        ray_session(settings, address, num_cpus) as ray,
+    ):
         from ray import serve
         from ray.serve.config import HTTPOptions
         from ray.serve.schema import LoggingConfig
@@ -291,6 +296,7 @@ def run(
         from serving.cluster.deployment import APP, build
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        loggers_too()
 
         def begin_to_stop(*_: Any) -> None:
             stop.set()

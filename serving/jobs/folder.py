@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,8 +25,13 @@ from typing import Any
 from bioseq.output import atomic_file
 
 SKIPPED = ("checkpoints", "ray", "work")  # state of a run, not its result
+STATE = ("lock.json", "spec.json")  # files of it, which name the server's folders and hosts
 MAX_RESULTS = 10_000
 HIDDEN = ("BIOSEQ_DATABASE", "BIOSEQ_API_KEY")  # of the service's environment; a job needs neither
+
+
+# The folders of an absolute path, but not those of a URL.
+_FOLDERS = re.compile(r"""(?<![\w.:/~])/(?:[^\s/"'`,;:()<>|]+/)+""")
 
 
 class JobFolder:
@@ -46,6 +52,11 @@ class JobFolder:
             return json.loads((self.path / name).read_text("utf-8"))
         except (OSError, ValueError):
             return None
+
+    def without_paths(self, text: str) -> str:
+        """What a job's user is shown of a text: files of the job by their place in its folder, others by name. Where the
+        server keeps them is the operator's."""
+        return _FOLDERS.sub("", text.replace(f"{self.path}/", ""))
 
     def fence(self) -> int:
         return int((self.read("fence.json") or {}).get("attempt", 0))
@@ -76,7 +87,7 @@ class JobFolder:
         """A line of ours in the log."""
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as out:
-            out.write(f"[job] {text}\n".encode())
+            out.write(f"[job] {self.without_paths(text)}\n".encode())
 
     def results(self) -> Iterator[tuple[str, int]]:
         """Relative path and bytes of every plain file of the result; links and hidden files left out."""
@@ -85,7 +96,8 @@ class JobFolder:
             folders[:] = sorted(f for f in folders if not f.startswith(".") and f not in SKIPPED)
             for name in sorted(names):
                 path = Path(parent, name)
-                if name.startswith(".") or path.is_symlink() or not path.is_file():
+                state = parent == str(self.output) and name in STATE
+                if state or name.startswith(".") or path.is_symlink() or not path.is_file():
                     continue
                 count += 1
                 if count > MAX_RESULTS:
@@ -97,7 +109,11 @@ class JobFolder:
         parts = Path(name).parts
         if not parts or name.startswith("/") or "\\" in name or "\0" in name:
             return None
-        if any(p in ("..", ".") or p.startswith(".") for p in parts) or any(p in SKIPPED for p in parts[:-1]):
+        if (
+            name in STATE
+            or any(p in ("..", ".") or p.startswith(".") for p in parts)
+            or any(p in SKIPPED for p in parts[:-1])
+        ):
             return None
         path = self.output
         for part in parts:

@@ -24,6 +24,7 @@ from typing import Any
 from serving.jobs.folder import HIDDEN, JobFolder
 
 MAX_LOG = 64 << 20  # bytes; what a command prints beyond is dropped
+MAX_LINE = 1 << 16
 LOCK_S = 180.0
 GRACE_S = 10.0
 LOOK_S = 2.0  # between two looks at memory and disk
@@ -89,18 +90,19 @@ class Runner:
             pass_fds=(lock,),
             preexec_fn=_die_with_parent,
         )
-        last = _Tail()
+        error = None
         with open(self.folder.log, "ab", buffering=0) as log:
             size = log.tell()
             assert self.child.stdout is not None
-            while piece := self.child.stdout.read1(1 << 16):  # type: ignore[attr-defined]
-                last.feed(piece)
+            while line := self.child.stdout.readline(MAX_LINE):
+                text = self.folder.without_paths(line.decode("utf-8", "replace"))
+                if "error:" in text:  # the last such line is the run's: `bioseq: error: ...`
+                    error = text.strip().split("error:", 1)[1].strip()[:2000] or text.strip()[:2000]
                 if size < MAX_LOG:
-                    log.write(piece)
-                    size += len(piece)
+                    size += log.write(text.encode())
                     if size >= MAX_LOG:
                         log.write(b"\n[job] the log is full; the job goes on\n")
-        return self.child.wait(), last.error
+        return self.child.wait(), error
 
     def stop(self, why: str) -> None:
         if self.why is not None:
@@ -160,22 +162,6 @@ class Runner:
         }  # fmt: skip
         self.folder.write(f"exit-{self.attempt}.json", state)
         return 0 if code == 0 and self.why is None else 1
-
-
-class _Tail:
-    """The last error line of a command: `bioseq: error: ...`."""
-
-    def __init__(self) -> None:
-        self.error: str | None = None
-        self._rest = b""
-
-    def feed(self, piece: bytes) -> None:
-        *lines, self._rest = (self._rest + piece).split(b"\n")
-        self._rest = self._rest[-4096:]
-        for line in lines:
-            if b"error:" in line:
-                text = line.decode("utf-8", "replace").strip()
-                self.error = text.split("error:", 1)[1].strip()[:2000] or text[:2000]
 
 
 def _memory() -> int:

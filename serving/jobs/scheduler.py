@@ -101,7 +101,7 @@ class Scheduler:
         try:
             self._write(job, folder)
         except (BioseqError, Problem, OSError) as error:
-            reason = f"{error.strerror}" if isinstance(error, OSError) else str(error)
+            reason = f"{error.strerror}" if isinstance(error, OSError) else folder.without_paths(str(error))
             self.store.end(self.lease, job, FAILED, f"it could not be started: {reason}")
             return
         self._send(job, folder)
@@ -199,7 +199,8 @@ class Scheduler:
             if job.register is not None and done.registered:  # a head too weak for the registry keeps no name
                 self.store.claim(job.owner, job.register, job.id)
         except BioseqError as error:
-            self.store.end(self.lease, job, FAILED, f"it ran, but its result was not taken: {error}")
+            told = folder.without_paths(str(error))
+            self.store.end(self.lease, job, FAILED, f"it ran, but its result was not taken: {told}")
             return
         if self.store.end(self.lease, job, SUCCEEDED, done.note, done.registered):
             self.keys.count(job.owner, int(time.time() // 60), finish.tokens_of(job.kind, folder))

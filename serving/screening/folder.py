@@ -4,7 +4,7 @@
     lock.json           the owner (host, process, start) and the attempt number; held by flock while it lives
     predictions/        every record, by row, in Parquet
     hits.csv hits.fasta summary.json     the result; byte-equal however often the run was killed
-    run.json report.html map.parquet     times and host; the report and its map
+    run.json report.html map.parquet     times and machine; the report and its map
     work/               parts and plans of the run; removed when it is complete
 
 Concept: a worker's part file counts only once the driver has written its name, size and hash to the commit

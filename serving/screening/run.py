@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -178,12 +177,9 @@ class _Run:
                 self.steady_tokens / max(self.steady_until - self.steady_since, 1e-9), 1
             ),
             "shards": len(plan.shards),
-            "host": socket.gethostname(),
             "python": platform.python_version(),
             "platform": platform.platform(),
             "cpus": os.cpu_count(),
-            "inputs": list(self.spec.inputs),
-            "spec": self.spec.to_dict(),
         }
         write_json(self.folder.path / "run.json", facts)
         cards = self.factory.cards()

@@ -52,6 +52,12 @@ def toml(path: Path, kind: str, fields: dict[str, object]) -> Path:
     return path
 
 
+def places(live: Live, told: list[object], files: list[Path]) -> list[str]:
+    """Where a log or a result says in which folder the server keeps it."""
+    found = [f"log: {line}" for line in told if str(live.root) in str(line)]
+    return found + [path.name for path in files if str(live.root).encode() in Path(path).read_bytes()]
+
+
 @pytest.mark.long
 def test_by_http_alone(live):
     steps = Steps("by HTTP")
@@ -125,7 +131,9 @@ def test_by_the_command_line_alone(live, tmp_path):
     assert done.returncode == 0, done.stderr
     screened = done.stdout.strip()
     steps.done("upload, screen, log")
+    assert places(live, live.bioseq("jobs", "logs", screened).stdout.splitlines(), []) == []
     done = live.bioseq("jobs", "result", screened, "-o", str(tmp_path / "hits"))
+    assert places(live, [], [f for f in (tmp_path / "hits").rglob("*") if f.is_file()]) == []
     assert done.returncode == 0 and len((tmp_path / "hits" / "hits.csv").read_text().splitlines()) == 6
     steps.done("download")
     listed = live.bioseq("jobs", "list").stdout
@@ -160,7 +168,7 @@ def test_by_the_python_client_alone(live, tmp_path):
 
 
 @pytest.mark.long
-def test_a_pretrained_backbone_answers(live):
+def test_a_pretrained_backbone_answers(live, tmp_path):
     steps = Steps("pretraining")
     with bioseq.connect(live.url) as remote:
         spec = {"corpus": str(CORPUS), "register": "mini", **PRETRAIN}
@@ -172,6 +180,7 @@ def test_a_pretrained_backbone_answers(live):
         assert [e["step"] for e in seen if e["event"] == "metrics" and "loss" in e] == [1, 2, 3, 4, 5, 6]
         names = [f["name"] for f in remote.result_files(job["id"])]
         assert "metrics.jsonl" in names and not any(n.startswith("checkpoints/") for n in names)
+        assert places(live, seen, remote.result(job["id"], tmp_path)) == []
         mini = bioseq.connect(live.url, model="mini")
         assert mini.embed([WILD]).shape == (1, 64)
         steps.done("embed with the registered backbone")

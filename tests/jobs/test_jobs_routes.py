@@ -149,6 +149,8 @@ async def test_a_job_from_submission_to_result(api):
         (folder.output / "link").symlink_to("/etc/passwd")
         (folder.output / "work").mkdir()
         (folder.output / "work" / "state").write_text("x")
+        for state in ("lock.json", "spec.json"):  # they name the server's folders and hosts
+            (folder.output / state).write_text("{}")
         http.noop.finish(run)
         ended = await until(http, job["id"], "SUCCEEDED")
         assert ended["created"] <= ended["started"] <= ended["ended"] and ended["reason"] is None
@@ -158,7 +160,17 @@ async def test_a_job_from_submission_to_result(api):
         assert hits.status_code == 206 and hits.text == "a,1\n"
         assert hits.headers["content-disposition"].startswith("attachment")
         assert (await http.get(files[1]["href"])).text == "x"
-        for hidden in (".hidden", "link", "work/state", "../spec.json", "%2e%2e/spec.json", "sub", "nope"):
+        for hidden in (
+            ".hidden",
+            "link",
+            "work/state",
+            "../spec.json",
+            "%2e%2e/spec.json",
+            "sub",
+            "nope",
+            "lock.json",
+            "spec.json",
+        ):
             assert (await http.get(f"{ended['result']}/{hidden}")).status_code == 404, hidden
         active = await http.delete(f"/v1/jobs/{job['id']}")
         assert active.status_code == 200 and active.json()["state"] == "SUCCEEDED"

@@ -179,3 +179,51 @@ def test_a_run_over_a_limit_is_ended_and_says_which(folder, limit, word):
     told = folder.exit(1)
     assert told["why"] == "over a limit" and word in told["over"]
     assert folder.began(1)
+
+
+def test_a_log_and_a_reason_show_no_folder_of_the_server(folder):
+    """Neither the job's own, nor an upload's, nor where Python stands; a file is told by its name."""
+    folder.output.mkdir()
+    upload = folder.path.parents[1] / "files" / ("f" * 24)
+    upload.mkdir(parents=True)
+    (upload / "bad.fasta").write_text(">a\nMK1\n")
+    work = folder.work / "corpus"
+    plan(
+        folder,
+        1,
+        ["homologs", "build", str(upload / "bad.fasta"), "-o", str(folder.output / "set")],
+        env={"BIOSEQ_HOME": str(folder.path / "home")},
+    )
+    assert start(folder, 1).wait(120) == 1
+    told, log = folder.exit(1), folder.log.read_text()
+    assert told["error"].startswith("bad.fasta:") and "bad.fasta:" in log
+    plan(
+        folder,
+        2,
+        ["pretrain", "prepare", str(folder.path / "none.fasta"), "-o", str(work), "--engine", "local"],
+    )
+    assert start(folder, 2).wait(120) == 1
+    log += folder.log.read_text() + folder.exit(2)["error"]
+    assert "none.fasta" in log
+    for place in (str(folder.path.parents[1]), sys.prefix, str(Path.cwd())):
+        assert place not in log
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        (
+            "{here}/output/hits.csv; report: {here}/output/report.html",
+            "output/hits.csv; report: output/report.html",
+        ),
+        ('  File "/opt/bioseq/lib/python3.11/x.py", line 3', '  File "x.py", line 3'),
+        ("/data/files/0f/a b.csv:3: bad", "a b.csv:3: bad"),
+        ("s3://bucket/a/b.fasta, http://h:80/x/y and 1/3 steps", None),
+        ("(raylet) see /tmp/ray/session_1/logs/gcs.out", "(raylet) see gcs.out"),
+        ("key=/etc/x/y.pem", "key=y.pem"),
+        ("N/A, a/b and 5 / 6", None),
+    ],
+)
+def test_paths_are_cut_and_nothing_else_is(folder, text, shown):
+    given = text.replace("{here}", str(folder.path))
+    assert folder.without_paths(given) == (text if shown is None else shown)

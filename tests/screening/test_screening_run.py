@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import shutil
 
@@ -55,6 +56,15 @@ def test_the_summary_counts_everything_and_holds_no_time(done):
     assert sum(s["length"]["bins"]) == s["ok"]
     assert "seconds" not in str(s) and "host" not in s
     assert not (done.path / "work").exists()
+
+
+def test_what_a_run_leaves_names_no_folder_and_no_host(done):
+    """A result travels; its lock, which is the run's own, stays with the server."""
+    for path in done.path.rglob("*"):
+        if path.suffix in (".json", ".html", ".csv", ".fasta") and path.name != "lock.json":
+            text = path.read_text()
+            assert str(done.path.parent) not in text and str(LIBRARY.parent) not in text, path.name
+    assert {"began", "attempts", "workers"} <= set(json.loads((done.path / "run.json").read_text()))
 
 
 def test_the_report_stands_alone_and_shows_no_sequence(done):

@@ -279,11 +279,16 @@ def test_drains_and_leaves_nothing(service, want):
         t.join(60)
     stop.set()
     assert outcomes.count(503) == 4 and set(outcomes) == {200, 503}, outcomes
+    service.process.wait(90)
+    told = service.text().splitlines()
     assert service.stop() == 0
     until = time.monotonic() + 30
     while service.family() and time.monotonic() < until:
         time.sleep(0.3)
     assert not service.family()
+    # An engine and an ingress were killed before: what Ray had to say of it is in a file of its own.
+    assert told and all(line.startswith("bioseq serve:") for line in told), told
+    assert "worker died" in (service.home / "logs" / "ray.log").read_text()
 
 
 def test_no_sequence_on_disk(service):

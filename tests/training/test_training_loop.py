@@ -43,6 +43,7 @@ def test_loss_falls_and_the_bundle_loads(tiny):
     for name in ("card.md", "loss.png", "metrics.jsonl", "best/evidence.json", "last/manifest.json"):
         assert (folder / name).stat().st_size > 0
     evidence = json.loads((folder / "best/evidence.json").read_text())
+    assert str(folder.parent) not in json.dumps(evidence), "a bundle travels"
     assert evidence["corpus"]["hash"] == open_corpus(spec.corpus).hash
     assert set(evidence["baselines"]["unigram"]) == {"held"} == set(evidence["perplexity"])
     assert "trained on a CPU" in (folder / "card.md").read_text()

@@ -33,7 +33,7 @@ def evidence_of(
         "software": {"torch": found.state.get("torch", torch.__version__), "bioseq": __version__},
         "architecture": found.state["architecture"],
         "parameters": sum(t.numel() for t in found.model().values()),
-        "spec": spec.to_dict(),
+        "spec": _without_folders(spec.to_dict()),
         "corpus": {
             "hash": corpus.hash,
             **{
@@ -46,6 +46,11 @@ def evidence_of(
         "perplexity": perplexities,
         "baselines": baselines(corpus, vocabulary=len(by_name(spec.alphabet))),
     }
+
+
+def _without_folders(spec: dict[str, Any]) -> dict[str, Any]:
+    """A bundle travels: it says which corpus by hash and name, and not where it lay."""
+    return spec | {k: Path(spec[k]).name for k in ("corpus", "output", "storage", "init") if spec[k]}
 
 
 def write_card(evidence: dict[str, Any]) -> str:
