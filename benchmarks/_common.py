@@ -51,10 +51,23 @@ def cpu_name() -> str:
     return platform.processor() or "unknown"
 
 
+def cpu_flags() -> list[str]:
+    """Of the instructions that decide how fast matrices are multiplied, those that this processor has."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return []
+    there = set(next((line for line in text.splitlines() if line.startswith("flags")), "").split())
+    return [
+        f for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if f in there
+    ]
+
+
 def host(device: str = "cpu") -> dict[str, Any]:
     """What a reader needs to place the numbers; no names of machines."""
     facts: dict[str, Any] = {
         "cpu": cpu_name(),
+        "flags": cpu_flags(),
         "cores": len(os.sched_getaffinity(0)),
         "load_at_end": os.getloadavg(),
     }

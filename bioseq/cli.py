@@ -74,7 +74,12 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model", default="default", help="registry name, NAME@V, or a folder (default: default)"
     )
-    group.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="arithmetic")
+    group.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "int8"),
+        default="float32",
+        help="arithmetic; int8: on a CPU alone",
+    )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     group.add_argument("--threads", type=positive_int, default=None, help="CPU threads of the engine")
 

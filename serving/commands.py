@@ -34,7 +34,12 @@ def _serve_parser() -> argparse.ArgumentParser:
     p.add_argument("--host", default="127.0.0.1", help="address to bind (default: 127.0.0.1)")
     p.add_argument("--port", type=positive_int, default=8000, help="default: 8000")
     p.add_argument("--model", default="default", help="registry name, NAME@V, or a bundle's folder")
-    p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="arithmetic")
+    p.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "int8"),
+        default="float32",
+        help="arithmetic; int8: on a CPU alone",
+    )
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     p.add_argument("--threads", type=positive_int, help="CPU threads of each engine")
     p.add_argument("--insecure", action="store_true", help="serve beyond loopback without asking for keys")

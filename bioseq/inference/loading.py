@@ -26,7 +26,7 @@ def load(
     """A predictor for a registry name (`default`, `NAME`, `NAME@V`), a backbone bundle's directory, or a
     directory in the Hugging Face ESM-2 layout.
 
-    `dtype` is the arithmetic: float32 or bfloat16. `device` is auto, cpu, cuda or cuda:N; `threads` fixes
+    `dtype` is the arithmetic: float32, bfloat16, or int8 (linear layers, on a CPU with AVX512_VNNI or AMX). `device` is auto, cpu, cuda or cuda:N; `threads` fixes
     torch's thread count; `budget` is tokens a batch. `homologs` is for a backbone that reads them: "auto" (the
     shipped reference set), the folder of the set it was trained with, or "none". Raises `NotFoundError`,
     `BundleError`, `CheckpointError`, and `ReferenceSetError` for another set.

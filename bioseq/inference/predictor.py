@@ -21,6 +21,7 @@ import torch
 
 from bioseq.backbones import lora
 from bioseq.backbones.packed.encoder import PackedEncoder
+from bioseq.backbones.packed.int8 import to_int8
 from bioseq.backbones.packed.memory import keep_heap
 from bioseq.backbones.pooling import EmbedOptions
 from bioseq.bundles.registry import Registry
@@ -42,7 +43,7 @@ from bioseq.sequences.mutations import Variant
 
 LongSequences = Literal["error", "window", "truncate"]
 WINDOW_OVERLAP = 256
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.bfloat16}  # int8: of the rest
 BUDGETS = {"cpu": 1024, "cuda": 65536}  # tokens a batch; on a CPU what fits its caches
 
 
@@ -84,7 +85,7 @@ class Predictor:
         self.alphabet = alphabet or protein()
         self.config = encoder.config
         self.dtype = dtype
-        self.encoder = encoder.to(self.device, DTYPES[dtype]).eval().requires_grad_(False)
+        self.encoder = self._ready(encoder).requires_grad_(False)
         self.registry = registry
         self.mixture = mixture or Mixture()
         self.reader = reader if encoder.config.reads_homologs else None
@@ -96,6 +97,12 @@ class Predictor:
     @property
     def has_lm_head(self) -> bool:
         return self.encoder.lm_head is not None
+
+    def _ready(self, encoder: PackedEncoder) -> PackedEncoder:
+        """The encoder, in place, on the device and in the arithmetic."""
+        if self.dtype == "int8":
+            return to_int8(encoder, self.device).eval()
+        return encoder.to(self.device, DTYPES[self.dtype]).eval()
 
     # ------------------------------------------------------------------ heads
 
@@ -112,7 +119,7 @@ class Predictor:
                 lora.detach(self.encoder, name)
             lora.attach(self.encoder, name, head.adapter)
         if head.trunk is not None:
-            head.trunk.to(self.device, DTYPES[self.dtype]).eval()
+            self._ready(head.trunk)
         self.heads[name] = head
         return head
 

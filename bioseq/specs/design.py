@@ -41,7 +41,7 @@ class DesignSpec(Spec):
     model: str = "default"
     homologs: str = "auto"
     alignment: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     device: str = "auto"
     threads: int | None = None
 

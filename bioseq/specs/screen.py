@@ -55,7 +55,7 @@ class ScreenSpec(Spec):
     keep_embeddings: bool = False
     homologs: str = "auto"
     vectors: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 1
     batch_tokens: int | None = None

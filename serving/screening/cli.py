@@ -79,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     engine.add_argument(
         "--vectors", metavar="STORE", help="read embeddings from this vector store, and add what is new to it"
     )
-    engine.add_argument("--dtype", choices=("float32", "bfloat16"), help="arithmetic (default: float32)")
+    engine.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "int8"), help="arithmetic (default: float32)"
+    )
     engine.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: auto")
     engine.add_argument("--batch-tokens", type=positive_int, metavar="T", help="tokens of one forward pass")
     engine.add_argument("--address", metavar="ADDR", help="a running Ray cluster; else Ray starts here")
