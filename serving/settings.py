@@ -50,7 +50,9 @@ class Settings:
     max_heads: int = 64
     max_items: int = 10_000
     max_body_bytes: int = 64 * MIB
-    max_held_bytes: int = 1024 * MIB  # of the bodies of all requests in flight, in one ingress
+    max_held_bytes: int = (
+        1024 * MIB
+    )  # of bodies and pieces of answers of all requests in flight, in one ingress
     max_variants: int = 10_000
     max_variant_bytes: int = 4 * MIB
     max_request_tokens: int = 20_000_000

@@ -17,6 +17,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from bioseq.errors import ResourceError
+from serving.cluster import pace
 from serving.settings import Settings
 from serving.telemetry import logs
 
@@ -173,6 +174,7 @@ class Ingress:
 
     def __init__(self, settings: dict[str, Any], engines: Any, searches: Any):
         shut_inner_port()
+        pace.in_replica()
         self.settings = Settings.from_dict({**settings, "behind_serve": True})
         self.engines, self.searches = engines, searches
 
@@ -208,7 +210,7 @@ class Ingress:
         )
         app = create_app(service)
         self._task = asyncio.get_running_loop().create_task(_report(app, board))
-        return app
+        return pace.paced(app)
 
 
 async def _report(app: Any, board: Any) -> None:

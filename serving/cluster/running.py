@@ -19,6 +19,7 @@ from typing import Any
 
 from bioseq.errors import ResourceError, ServiceError
 from serving.cluster.lone_ray import settle
+from serving.cluster.pace import IN_PROXY
 from serving.cluster.terminal import loggers_too, ray_told_to
 from serving.settings import Settings
 
@@ -34,6 +35,9 @@ _QUIET = {
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
 }
 
+_PACED = {
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": IN_PROXY
+}  # Serve's proxies ask it what to run as they start
 _END_S = 30.0  # for Ray's own ending; what has not ended by then is killed
 
 
@@ -171,7 +175,7 @@ class _Watchdog:
 @contextlib.contextmanager
 def ray_session(settings: Settings, address: str | None, num_cpus: int | None) -> Iterator[Any]:
     """Ray, started here and ended here, or joined at `address` and left as it was."""
-    for name, value in {**_FASTER, **_QUIET}.items():
+    for name, value in {**_FASTER, **_QUIET, **_PACED}.items():
         os.environ.setdefault(name, value)
     settle(address)
     if address is None:

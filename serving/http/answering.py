@@ -100,8 +100,13 @@ async def answer(request: Request, key: KeyInfo, order: Order) -> Response:
     if order.alignment is not None:
         _check_alignment(order, target)
     tokens = sum(cost.tokens) + reading(order.alignment)
-    minute = await charge(request, key, target, order.items(), tokens)
     cuts = slices(cost.tokens, sizes, settings.chunk_tokens, settings.chunk_bytes)
+    # What a reader who stalls leaves lying here: the piece that is sent, and those that are asked for meanwhile. Pieces of
+    # one large item each are asked for one after another.
+    pieces = sorted((sum(sizes[cut]) for cut in cuts), reverse=True)
+    ahead = settings.parallel_chunks if pieces[0] <= settings.chunk_bytes else 0
+    request.scope["bioseq.hold"](sum(pieces[: ahead + 1]))
+    minute = await charge(request, key, target, order.items(), tokens)
     ask = replace(
         order.ask(target), timeout_s=settings.request_s, caller=key.id, searching=target.searching,
         reference=await _reference(order, target, service), reads=target.reads_homologs,
@@ -126,8 +131,8 @@ async def answer(request: Request, key: KeyInfo, order: Order) -> Response:
     if not later:
         body = writer.begin() + writer.rows(reply, 0) + writer.end(usage)
         return Response(body, media_type=writer.media, headers=headers)
-    pieces = _pieces(request, reply, later, writer, usage)
-    return StreamingResponse(pieces, media_type=writer.media, headers=headers)
+    body_parts = _pieces(request, reply, later, writer, usage, ahead)
+    return StreamingResponse(body_parts, media_type=writer.media, headers=headers)
 
 
 async def _reference(order: Order, target: Target, service: Service) -> str | None:
@@ -250,20 +255,22 @@ async def _homologs(request: Request, ask: Ask) -> SearchReply:
 
 
 async def _pieces(
-    request: Request, first: Reply, asks: list[Ask], writer: Writer, usage: dict[str, int]
+    request: Request, reply: Reply, asks: list[Ask], writer: Writer, usage: dict[str, int], ahead: int
 ) -> AsyncIterator[bytes]:
-    """The answer piece by piece, with `parallel_chunks` asks on their way at a time."""
-    ahead = service_of(request).settings.parallel_chunks
+    """The answer piece by piece, with `ahead` asks on their way while a piece is sent."""
     waiting: list[asyncio.Task[Reply]] = []
     try:
         waiting += [asyncio.create_task(_reply(request, ask)) for ask in asks[:ahead]]
-        yield writer.begin() + writer.rows(first, 0)
+        piece = writer.begin() + writer.rows(reply, 0)
         for number, ask in enumerate(asks):
-            reply = await waiting.pop(0)
-            waiting += [
-                asyncio.create_task(_reply(request, a)) for a in asks[number + ahead : number + ahead + 1]
-            ]
-            yield writer.rows(reply, ask.offset)
+            del reply  # while the piece is sent, and the next one made, this one is not kept
+            yield piece
+            del piece
+            reply = await (waiting.pop(0) if waiting else _reply(request, ask))
+            following = asks[number + ahead : number + ahead + 1] if ahead else []
+            waiting += [asyncio.create_task(_reply(request, a)) for a in following]
+            piece = writer.rows(reply, ask.offset)
+        yield piece
         yield writer.end(usage)
     finally:
         for task in waiting:

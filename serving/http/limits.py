@@ -43,7 +43,7 @@ class RequestLimits:
         self.app, self.settings, self.metrics = app, settings, metrics
         self.draining = False
         self.in_flight = 0
-        self.held_bytes = 0  # of the bodies of all requests in flight
+        self.held_bytes = 0  # of all requests in flight: their bodies, and pieces of their answers
 
     @property
     def service(self) -> Any:
@@ -72,6 +72,7 @@ class _Exchange:
         self.request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
         scope["bioseq.request_id"] = self.request_id
         scope["bioseq.limits"] = limits
+        scope["bioseq.hold"] = self._hold
         self.status = 0
         self.code: str | None = None
         self.sent = 0
@@ -199,7 +200,8 @@ class _Exchange:
         return receive
 
     def _hold(self, size: int) -> None:
-        """Count bytes of a body against what all requests may hold together. Raises `Problem` 429."""
+        """Count bytes of a body, or of an answer's pieces, against what all requests may hold together. Raises
+        `Problem` 429."""
         limit = self.limits.settings.max_held_bytes
         self.held += size
         self.limits.held_bytes += size

@@ -547,6 +547,18 @@ def test_the_autoscaler_speaks_tls_as_all_of_ray_does():
     assert found, "no cluster sets its autoscaler up"
 
 
+def test_serves_proxies_bound_what_they_keep():
+    from serving.cluster.pace import IN_PROXY
+
+    module, name = IN_PROXY.split(":")
+    assert callable(getattr(importlib.import_module(module), name))
+    for cluster in clusters():
+        for pod in pods(cluster):
+            env = {e["name"]: e.get("value") for c in pod["spec"]["containers"] for e in c["env"]}
+            assert env["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] == IN_PROXY
+            assert env["RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD"] == "0", "a second thread would not wait"
+
+
 def test_metrics_are_not_open_to_the_gateway():
     for path in MANIFESTS:
         assert "open_metrics" not in path.read_text("utf-8"), path

@@ -173,6 +173,20 @@ def test_serves_inner_port_is_shut_or_the_replica_does_not_start(monkeypatch):
     deployment.check_inner_port([("::", 50123)])
 
 
+def test_a_ray_whose_queues_are_unknown_is_refused():
+    """What bounds an upload are names of Serve's own: if one goes, nothing starts unbounded in silence."""
+    import types
+
+    from bioseq.errors import ResourceError
+    from serving.cluster.pace import _known
+
+    queue = type("MessageQueue", (), {"put_nowait": None})
+    with pytest.raises(ResourceError, match="cannot bound"):
+        _known(types.SimpleNamespace(MessageQueue=queue), "MessageQueue", "put_nowait", "close")
+    with pytest.raises(ResourceError, match="constraints.txt"):
+        _known(types.SimpleNamespace(), "MessageQueue")
+
+
 def test_every_deployment_looks_for_the_inner_port_in_its_health_check(monkeypatch):
     import asyncio
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import socket
@@ -177,6 +178,93 @@ def test_slow_body_and_large_answer(service):
     with bioseq.connect(service.url) as remote:
         rows = remote.embed(long, per_residue=True)
     assert len(rows) == 60 and all(np.allclose(r, rows[0], rtol=1e-3, atol=1e-4) for r in rows)
+
+
+def private_bytes(service: Service) -> int:
+    """Of the processes that a body passes: Serve's proxies and the ingress."""
+    total = 0
+    for p in service.family():
+        try:
+            if any(name in " ".join(p.cmdline()) for name in ("ProxyActor", "ServeReplica:bioseq:api")):
+                memory = p.memory_info()
+                total += memory.rss - memory.shared
+        except psutil.Error:
+            continue
+    return total
+
+
+def test_an_upload_waits_for_an_ingress_that_stands_still(service):
+    """192 MiB, sent to a replica that reads nothing: what is on its way is a few MiB, and then it is whole."""
+    piece, count = b"M" * (1 << 20), 192
+    sent, answers = 0, []
+
+    def pieces():
+        nonlocal sent
+        for _ in range(count):
+            yield piece
+            sent += 1
+
+    def upload():
+        answers.append(
+            httpx.post(
+                f"{service.url}/v1/files?name=a.fasta", content=pieces(), timeout=120,
+                headers={"content-type": "application/octet-stream"},
+            )
+        )  # fmt: skip
+
+    before, ingress = private_bytes(service), service.replica("api")
+    thread = threading.Thread(target=upload)
+    ingress.suspend()
+    try:
+        thread.start()
+        stood = -1
+        while stood != sent or sent == 0:  # until no more is taken
+            stood = sent
+            time.sleep(1.5)
+        assert sent < 64, f"{sent} MiB were taken though nobody reads"
+        assert private_bytes(service) < before + (64 << 20)
+    finally:
+        ingress.resume()
+        thread.join(120)
+    (answer,) = answers
+    assert answer.status_code == 201 and answer.json()["bytes"] == count << 20
+    assert answer.json()["sha256"] == hashlib.sha256(piece * count).hexdigest()
+    _read_slowly(service, f"/v1/files/{answer.json()['id']}/content", piece * count, before)
+
+
+def _read_slowly(service: Service, path: str, whole: bytes, before: int) -> None:
+    """A reader that takes nothing for a while: the file waits on disk, and comes whole."""
+    with httpx.stream("GET", service.url + path, timeout=60) as answer:
+        time.sleep(3)
+        assert private_bytes(service) < before + (64 << 20), "an answer that nobody reads is kept in memory"
+        assert hashlib.sha256(b"".join(answer.iter_raw())).digest() == hashlib.sha256(whole).digest()
+
+
+def test_an_answer_that_nobody_reads_is_not_computed_ahead(service):
+    """Its pieces are asked for as they are taken, so that the engine is free for others; and it comes whole."""
+    long = ["ACDEFGHIKLMNPQRSTVWY" * 50] * 400  # 400,000 residues, 300 MB
+
+    def computed() -> float:
+        time.sleep(2.5)  # the engine reports each second
+        text = httpx.get(f"{service.url}/metrics", timeout=30).text
+        return sum(
+            float(line.rsplit(" ", 1)[1])
+            for line in text.splitlines()
+            if line.startswith("bioseq_engine_tokens_total")
+        )
+
+    before = computed()
+    body = {"sequences": long, "per_residue": True, "layers": [0, 1, -1]}
+    accept = {"Accept": "application/vnd.apache.arrow.stream"}
+    with httpx.stream("POST", f"{service.url}/v1/embed", json=body, headers=accept, timeout=120) as answer:
+        assert answer.status_code == 200
+        ahead = -1.0
+        while ahead != (now := computed() - before):
+            ahead = now
+        assert 0 < ahead < 200_000, "all of it is computed though nobody reads"
+        assert bioseq.connect(service.url).embed(SEQS).shape[0] == len(SEQS)
+        size = sum(len(part) for part in answer.iter_raw())
+    assert size > 400_000 * 3 * 4 * 32
 
 
 def under_load(service, want, seconds_after, trouble, *, retries=8):

@@ -170,6 +170,44 @@ def test_bodies_in_flight_are_bounded_together(serve):
     asyncio.run(go())
 
 
+async def most_held(http: Any, body: dict[str, Any]) -> tuple[httpx.Response, int]:
+    """The answer of /v1/embed, and the most bytes that were counted while it was sent."""
+    plain, held = http.app.app, [0]
+
+    async def watch(scope: Any, receive: Any, send: Any) -> None:
+        async def told(message: Any) -> None:
+            held.append(http.app.held_bytes)
+            await send(message)
+
+        await plain(scope, receive, told)
+
+    watch.state = plain.state  # type: ignore[attr-defined]
+    http.app.app = watch
+    try:
+        return await http.post("/v1/embed", json=body), max(held)
+    finally:
+        http.app.app = plain
+
+
+def test_pieces_of_answers_in_flight_are_bounded_together_and_a_large_item_goes_alone(serve):
+    """With bodies: an answer of many pieces holds the few that are on their way, whatever its size."""
+    body = {"sequences": ["M" * 60] * 20, "layers": [0, -1], "per_residue": True}
+
+    async def go():
+        for chunk, most in (
+            (40_000, 200_000),
+            (1_000, 40_000),
+        ):  # five pieces at a time; one large item at a time
+            async with serve(chunk_bytes=chunk, max_held_bytes=most) as http:
+                whole, held = await most_held(http, body)
+                assert whole.status_code == 200 and len(whole.json()["data"]) == 20
+                assert 0 < held <= most < 20 * 60 * 2 * 4 * 64 and http.app.held_bytes == 0
+            async with serve(chunk_bytes=chunk, max_held_bytes=30_000) as http:
+                assert code(await http.post("/v1/embed", json=body), 429) == "overloaded"
+
+    asyncio.run(go())
+
+
 def test_a_database_that_is_away_is_503_and_a_known_key_goes_on(serve, keys):
     _, text = keys.create("alice", ("predict",))
     _, unseen = keys.create("bob", ("predict",))
