@@ -183,7 +183,7 @@ def test_a_ray_whose_queues_are_unknown_is_refused():
     queue = type("MessageQueue", (), {"put_nowait": None})
     with pytest.raises(ResourceError, match="cannot bound"):
         _known(types.SimpleNamespace(MessageQueue=queue), "MessageQueue", "put_nowait", "close")
-    with pytest.raises(ResourceError, match="constraints.txt"):
+    with pytest.raises(ResourceError, match=r"constraints\.txt"):
         _known(types.SimpleNamespace(), "MessageQueue")
 
 
