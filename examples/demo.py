@@ -1,7 +1,8 @@
 """`make demo`: the main job on real proteins that the repository ships, under five minutes on a laptop.
 
 1. embed 300 proteins and find each one's nearest neighbours: a ranked table and a report with a picture;
-2. screen a library with duplicates and faulty records, with the shipped heads: a ranked table and a report;
+2. screen a library with duplicates and faulty records, with the shipped heads, by a drug hunter's question: a ranked
+   table and a report that says why each hit is one;
 3. start the service, ask it for predictions of the same proteins by HTTP, stop it.
 
 Everything is written into ./demo, the registry home of this run too; no process is left behind.
@@ -26,11 +27,15 @@ import neighbours
 
 import bioseq
 from bioseq.bundles.registry import Registry
+from serving.screening.tables.reasons import reason
 
 OUT = Path("demo")
 MARK = OUT / ".made-by-make-demo"
 SAMPLE = Path(bioseq.__file__).parent / "sample"
 HEADS = "localization,target_class"
+# what a drug hunter would ask: reachable from outside the cell, and no extrapolation
+WHERE = "(extracellular > 0.5 or plasma_membrane > 0.5) and target_class.ood_percentile < 0.95"
+RANK = "target_class.peptidase"
 
 
 def title(text: str) -> None:
@@ -65,26 +70,18 @@ def find_neighbours() -> None:
     print(f"  table:  {done['table'].resolve()}\n  report: {done['report'].resolve()}")
 
 
-def evidence_of(row: dict[str, str]) -> str:
-    """What stands behind a hit's localization, in the table's columns."""
-    number, nearest = float(row["localization.homologs"] or 0), row["localization.nearest"]
-    if not nearest:
-        return "no relative among the training proteins"
-    return (
-        f"{number:.0f} relatives among the training proteins, nearest {nearest} "
-        f"({float(row['localization.nearest_identity']):.0%} identical): {row['localization.nearest_label'] or 'no label'}"
-    )
-
-
 def screen_library(environment: dict[str, str]) -> None:
-    title("2. Screening a library with the shipped heads")
+    title("2. Screening a library: which secreted or membrane proteins are likely peptidases?")
     run = OUT / "screen"
     command = [sys.executable, "-m", "bioseq", "screen", str(SAMPLE / "library.fasta"), "--heads", HEADS]
-    subprocess.run([*command, "-o", str(run)], check=True, env=environment)
+    question = ["--where", WHERE, "--rank", RANK]
+    print(f"  of all records where {WHERE}, those with the highest {RANK}", flush=True)
+    subprocess.run([*command, *question, "-o", str(run)], check=True, env=environment)
+    heads = json.loads((run / "summary.json").read_text())["manifest_heads"]
     with open(run / "hits.csv", newline="") as handle:
         rows = list(itertools.islice(csv.DictReader(handle), 3))
     for row in rows:
-        print(f"  {row['id']:<12} localization {row['localization.value'] or 'none'}; {evidence_of(row)}")
+        print(f"  {row['rank']}. {row['id']}: peptidase {float(row[RANK]):.0%}. {reason(row, heads)}")
     print(f"  table:  {(run / 'hits.csv').resolve()}\n  report: {(run / 'report.html').resolve()}")
 
 
@@ -159,7 +156,10 @@ def main() -> int:
         find_neighbours()
         screen_library(environment)
         ask_service(environment)
-    print(f"\nDone in {time.monotonic() - started:.0f} s. Open {(OUT / 'neighbours.html').resolve()}")
+    print(
+        f"\nDone in {time.monotonic() - started:.0f} s. To look: {(OUT / 'screen' / 'report.html').resolve()}"
+    )
+    print("To do the same in a browser: .venv/bin/bioseq serve, then open http://127.0.0.1:8000/")
     return 0
 
 

@@ -87,7 +87,7 @@ def test_one_head_is_ranked_by_its_value_or_highest_probability(database):
 
 def test_several_heads_are_ranked_by_the_mean_of_their_ranks(database):
     selection = apply(database)
-    assert selection.explained.startswith("mean of the ranks by reg.value, ")
+    assert selection.explained.startswith("the mean of its places (1 is best) by reg.value and ")
 
     def places(score):
         values = {r["row"]: score(r) for r in ok()}

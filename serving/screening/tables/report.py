@@ -14,6 +14,7 @@ import jinja2
 from bioseq.errors import OutputError
 from bioseq.output import atomic_file
 from serving.screening.folder import read_json
+from serving.screening.tables.reasons import reason
 
 TOP = 50
 INK, ACCENT, MUTED = "#1c2733", "#0b6e8f", "#c3ccd4"
@@ -31,7 +32,7 @@ def write_report(output: str, summary: dict[str, Any] | None = None) -> str:
         summary = read_json(folder / "summary.json")
     facts = read_json(folder / "run.json")
     cards = read_json(folder / "cards.json") if (folder / "cards.json").is_file() else {}
-    header, rows = _top(folder / "hits.csv")
+    header, rows, hits = _top(folder / "hits.csv", summary["manifest_heads"])
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -44,6 +45,7 @@ def write_report(output: str, summary: dict[str, Any] | None = None) -> str:
         cards=cards,
         header=header,
         rows=rows,
+        hits=hits,
         pictures=_pictures(folder, summary),
         settings=_settings(summary["settings"]),
         name=folder.name,
@@ -53,7 +55,8 @@ def write_report(output: str, summary: dict[str, Any] | None = None) -> str:
     return str(folder / "report.html")
 
 
-def _top(path: Path) -> tuple[list[str], list[list[str]]]:
+def _top(path: Path, heads: list[dict[str, Any]]) -> tuple[list[str], list[list[str]], list[dict[str, str]]]:
+    """The first hits: names of columns and cells, and of each in words `rank`, `id`, `length`, `score` and `why`."""
     with open(path, encoding="utf-8", newline="") as handle:
         reader = csv.reader(handle)
         header = next(reader)
@@ -63,7 +66,12 @@ def _top(path: Path) -> tuple[list[str], list[list[str]]]:
     order += [i for i, n in enumerate(header) if i not in order and n not in ("status", "error")]
     if not any(row[header.index("notes")] for row in rows):
         order.remove(header.index("notes"))
-    return [header[i] for i in order], [[_shown(row[i]) for i in order] for row in rows]
+    named = [dict(zip(header, row, strict=True)) for row in rows]
+    hits = [
+        {k: _shown(row[k]) for k in ("rank", "id", "length", "score")} | {"why": reason(row, heads)}
+        for row in named
+    ]
+    return [header[i] for i in order], [[_shown(row[i]) for i in order] for row in rows], hits
 
 
 def _shown(text: str) -> str:
@@ -106,21 +114,40 @@ def _pictures(folder: Path, summary: dict[str, Any]) -> list[dict[str, str]]:
         data = base64.b64encode(buffer.getvalue()).decode()
         pictures.append({"title": title, "alt": alt, "data": data, "group": group})
 
-    def bars(found: dict[str, Any], title: str, group: str) -> None:
-        figure, axes = plt.subplots(figsize=(3.2, 1.9))
-        step = (found["max"] - found["min"]) / len(found["bins"]) or 1.0
-        places = [found["min"] + step * (i + 0.5) for i in range(len(found["bins"]))]
-        axes.bar(places, found["bins"], width=step, color=ACCENT)
-        axes.set_ylabel("records")
-        keep(figure, title, f"Histogram of {title} over {found['count']} records", group)
+    def bars(several: dict[str, dict[str, Any]], title: str, group: str) -> None:
+        """Small multiples: a histogram each, side by side, in one picture."""
+        if not several:
+            return
+        across = min(len(several), 5)
+        down = -(-len(several) // across)
+        figure, grid = plt.subplots(
+            down, across, figsize=(2.1 * across + 0.4, 1.35 * down + 0.3), squeeze=False
+        )
+        for axes, (label, found) in zip(grid.flat, several.items(), strict=False):
+            step = (found["max"] - found["min"]) / len(found["bins"]) or 1.0
+            places = [found["min"] + step * (i + 0.5) for i in range(len(found["bins"]))]
+            axes.bar(places, found["bins"], width=step, color=ACCENT)
+            axes.set_title(label, fontsize=8)
+        for axes in list(grid.flat)[len(several) :]:
+            axes.set_visible(False)
+        for row in grid:
+            row[0].set_ylabel("records")
+        figure.tight_layout()
+        count = next(iter(several.values()))["count"]
+        keep(figure, title, f"Histograms over {count} records: {', '.join(several)}", group)
 
     if summary["length"]:
-        bars(summary["length"], "length, residues", "library")
+        bars({"length, residues": summary["length"]}, "", "library")
     for name, head in summary["heads"].items():
+        shown: dict[str, dict[str, dict[str, Any]]] = {"heads": {}, "ood": {}}
         for column, found in head["columns"].items():
             last = column.rsplit(".", 1)[-1]
             if found and last not in ("low", "high"):
-                bars(found, column, "ood" if last in ("ood", "ood_percentile") else "heads")
+                shown["ood" if last in ("ood", "ood_percentile") else "heads"][
+                    column.removeprefix(f"{name}.")
+                ] = found
+        bars(shown["heads"], f"{name}: what it predicts", "heads")
+        bars(shown["ood"], f"{name}: distance from its training proteins", "ood")
         if head["labels"]:
             figure, axes = plt.subplots(figsize=(3.2, 0.5 + 0.22 * len(head["labels"])))
             labels = list(head["labels"])[::-1]

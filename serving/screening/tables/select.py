@@ -55,7 +55,11 @@ def compile_selection(spec: ScreenSpec, heads: tuple[HeadColumns, ...]) -> Selec
         explained = (
             "row"
             if not said
-            else (said[0] if len(scores) == 1 else f"mean of the ranks by {', '.join(said)}")
+            else (
+                said[0]
+                if len(scores) == 1
+                else f"the mean of its places (1 is best) by {' and by '.join(said)}"
+            )
         )
     if spec.pareto == ("*",):
         front = defaults
