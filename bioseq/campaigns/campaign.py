@@ -289,6 +289,13 @@ class Campaign:
             raise self._edited(path, "the hash differs")
         return data.decode()
 
+    def ledger_text(self) -> str:
+        """ledger.csv as far as it is committed, checked. Of a well the last row counts."""
+        _, whole, _ = self.ledger.read()
+        return (
+            self.ledger.path.read_bytes()[:whole].decode() if whole else ",".join(self.ledger.header) + "\n"
+        )
+
     def status(self) -> dict[str, Any]:
         state = self.state()
         best = {}

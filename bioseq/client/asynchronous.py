@@ -42,6 +42,7 @@ class AsyncClient(Connection):
     ingest = campaign_calls.ingest
     mark = campaign_calls.mark
     plate = campaign_calls.plate
+    campaign_ledger = campaign_calls.campaign_ledger
     campaign_report = campaign_calls.campaign_report
 
     async def __aenter__(self) -> AsyncClient:

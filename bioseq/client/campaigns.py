@@ -88,6 +88,11 @@ async def plate(at: Connection, campaign_id: str, number: int) -> str:
     return await ask(at, Call("GET", _at(campaign_id, f"/plates/{number}")), bytes.decode)
 
 
+async def campaign_ledger(at: Connection, campaign_id: str) -> str:
+    """ledger.csv: every event of every well; of a well the last row counts."""
+    return await ask(at, Call("GET", _at(campaign_id, "/ledger")), bytes.decode)
+
+
 async def campaign_report(at: Connection, campaign_id: str, output: str | Path) -> Path:
     """The campaign as one HTML file, which must not be there yet."""
     page = await ask(at, Call("GET", _at(campaign_id, "/report")), bytes)

@@ -105,6 +105,7 @@ class Client(Connection):
     ingest = _blocking(campaign_calls.ingest)
     mark = _blocking(campaign_calls.mark)
     plate = _blocking(campaign_calls.plate)
+    campaign_ledger = _blocking(campaign_calls.campaign_ledger)
     campaign_report = _blocking(campaign_calls.campaign_report)
 
     def __enter__(self) -> Client:

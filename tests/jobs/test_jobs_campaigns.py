@@ -88,7 +88,7 @@ async def test_a_campaign_belongs_to_its_key(api, keys):  # noqa: F811
         assert made.headers["location"] == f"/v1/campaigns/{own}"
         text = {"content": b"variant,activity\nA4C,1\n", "headers": mallory | {"content-type": "text/csv"}}
         for method, path, more in (
-            ("GET", "", {}), ("GET", "/report", {}), ("GET", "/plates/1", {}), ("DELETE", "", {}),
+            ("GET", "", {}), ("GET", "/report", {}), ("GET", "/plates/1", {}), ("GET", "/ledger", {}), ("DELETE", "", {}),
             ("POST", "/ingest", text), ("POST", "/mark", {"json": {"event": "ordered"}}),
         ):  # fmt: skip
             for asked in (own, "f" * 24):

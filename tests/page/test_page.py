@@ -122,7 +122,51 @@ def test_a_label_table_is_submitted_with_its_column(tab: Any, tmp_path: Path) ->
     httpx.delete(f"{tab.url}/v1/jobs/{jobs[0]['id']}")
 
 
-@pytest.mark.parametrize("view", ["predict", "protein", "library", "train", "jobs", "models"])
+def test_a_campaign_is_started_measured_and_seen(tab: Any, site: Any, tmp_path: Path) -> None:
+    from bioseq.campaigns.campaign import Campaign
+    from training.campaigns.propose import propose
+
+    page = tab.go("campaigns")
+    page.fill("#campaign-name", "<b>gb1</b>")
+    page.fill("#campaign-wild", "MKTAYIAKQRQISFVKSHFSRQ")
+    page.fill("#campaign-sites", "4, 7")
+    page.fill("#campaign-batch", "24")
+    page.get_by_role("button", name="Start the campaign").click()
+    page.get_by_role("heading", name="Campaign: <b>gb1</b>").wait_for()
+    page.get_by_text("399 variants in the space; 0 rounds so far.").wait_for()
+    page.get_by_role("button", name="Propose the next plate").click()
+    page.get_by_role("heading", name="propose:").wait_for()
+    jobs = httpx.get(f"{tab.url}/v1/jobs?kind=propose").json()["data"]
+    httpx.delete(f"{tab.url}/v1/jobs/{jobs[0]['id']}")  # nothing runs jobs here: the round is made below
+    made = httpx.get(f"{tab.url}/v1/campaigns").json()["data"][0]
+    propose(Campaign(Path(site.settings.data) / "campaigns" / made["id"]))
+    page = tab.go(f"campaigns/{made['id']}")
+    page.reload()
+    page.get_by_text("1 round so far. Wells: 24 proposed.").wait_for()
+    page.locator("figure svg rect").nth(23).wait_for()  # a well each
+    with page.expect_download() as found:
+        page.get_by_role("button", name="Download plate.csv").click()
+    wells = [line.split(",")[1] for line in Path(found.value.path()).read_text().splitlines()[1:]]
+    (tmp_path / "bad.csv").write_text(f"well,fitness\n{wells[0]},much\n")
+    page.set_input_files("#results-file", str(tmp_path / "bad.csv"))
+    page.get_by_text("line 2, column 'fitness': 'much' is not a number").wait_for()
+    tab.troubles.clear()  # the browser notes the 422 itself
+    (tmp_path / "good.csv").write_text(
+        "well,fitness\n" + "".join(f"{w},{i}\n" for i, w in enumerate(wells[:-1]))
+    )
+    page.set_input_files("#results-file", str(tmp_path / "good.csv"))
+    page.get_by_text("good.csv: 23 wells measured, 0 failed, 0 that were not proposed.").wait_for()
+    page.get_by_text("Wells: 1 proposed, 23 measured.").wait_for()
+    page.get_by_text("Best by round: fitness 22 after round 1").wait_for()
+    page.get_by_text("24 wells, 23 with fitness").wait_for()
+    ledger = httpx.get(f"{tab.url}/v1/campaigns/{made['id']}/ledger")
+    assert ledger.headers["content-type"].startswith("text/csv") and ledger.text.count("measured,1,") == 23
+    with page.expect_download() as report:
+        page.get_by_role("button", name="Download the report").click()
+    assert "<html" in Path(report.value.path()).read_text()
+
+
+@pytest.mark.parametrize("view", ["predict", "protein", "library", "train", "campaigns", "jobs", "models"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_serious_finding_of_axe(chromium: Any, site: Any, view: str, scheme: str) -> None:
     from axe_playwright_python.sync_playwright import Axe

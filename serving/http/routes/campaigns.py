@@ -206,6 +206,19 @@ def plate(request: Request, campaign_id: Id, number: int, key: KeyInfo = require
 
 
 @router.get(
+    "/campaigns/{campaign_id}/ledger",
+    response_class=Response,
+    responses={**problems(401, 403, 404, 422), 200: {"content": CSV, "description": "ledger.csv"}},
+)
+def ledger(request: Request, campaign_id: Id, key: KeyInfo = require("train")) -> Response:
+    """Every event of every well: proposed, ordered, measured with its values, failed, abandoned, excluded. Of a well the last row
+    counts; rows `commit` seal what stands above them."""
+    _, campaign = _find(request, campaign_id, key)
+    with _without(campaign.folder, "the campaign"):
+        return Response(campaign.ledger_text(), media_type="text/csv")
+
+
+@router.get(
     "/campaigns/{campaign_id}/report",
     response_class=Response,
     responses={

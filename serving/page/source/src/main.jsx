@@ -2,6 +2,7 @@
 import { render } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import { get, onKey, setKey } from "./api.js";
+import { Campaign, Campaigns } from "./campaigns.jsx";
 import { Library } from "./library.jsx";
 import { Job, Jobs } from "./jobs.jsx";
 import { Model, Models } from "./models.jsx";
@@ -15,6 +16,7 @@ const VIEWS = [
   ["protein", "One protein", Protein],
   ["library", "Screen a library", Library],
   ["train", "Train a head", Train],
+  ["campaigns", "Campaigns", Campaigns],
   ["jobs", "Jobs", Jobs],
   ["models", "Models", Models],
 ];
@@ -59,7 +61,7 @@ function App() {
   const [, title, View] = VIEWS.find(([v]) => v === name) ?? VIEWS[0];
   const argument = decodeURIComponent(rest.join("/"));
   useEffect(() => { document.title = `${title} - bioseq`; }, [title]);
-  const Shown = name === "models" && argument ? Model : name === "jobs" && argument ? Job : View;
+  const Shown = name === "models" && argument ? Model : name === "jobs" && argument ? Job : name === "campaigns" && argument ? Campaign : View;
   return (
     <>
       <a class="skip" href="#main" onClick={(e) => { e.preventDefault(); document.getElementById("main").focus(); }}>To the content</a>
