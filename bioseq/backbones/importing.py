@@ -36,16 +36,18 @@ def import_checkpoint(
     name: str,
     licence: str = "unknown",
     card: str | None = None,
+    label: str | None = None,
     force: bool = False,
 ) -> Bundle:
-    """Read a Hugging Face ESM-2 folder and write it as a backbone bundle at `path`, in its own dtype.
+    """Read a Hugging Face ESM-2 folder and write it as a backbone bundle at `path`, in its own dtype. `label` says in
+    its manifest and card where it comes from (default: the folder's name).
 
     Raises `CheckpointError` for anything but an ESM-2 checkpoint, `OutputError` if `path` cannot be written.
     """
     from bioseq.backbones.esm2.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(source)
-    label = Path(source).resolve().name
+    label = label or Path(source).resolve().name
     return write_backbone(
         path,
         checkpoint.config.to_dict(),

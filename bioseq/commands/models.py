@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = """bioseq models list
   bioseq models import ~/checkpoints/esm2_t6_8M esm2-8m
+  bioseq models import hf:facebook/esm2_t12_35M_UR50D esm2-35m
   bioseq models alias default esm2-8m@1
   bioseq models show default
   bioseq models export esm2-8m@1 hf_folder"""
@@ -26,7 +27,8 @@ EXAMPLE = """bioseq models list
 _EXAMPLES = {
     "list": "bioseq models list\n  bioseq models list --json",
     "show": "bioseq models show default\n  bioseq models show esm2-8m@1 --json",
-    "import": "bioseq models import ~/checkpoints/esm2_t6_8M esm2-8m --licence MIT",
+    "import": "bioseq models import ~/checkpoints/esm2_t6_8M esm2-8m --licence MIT\n"
+    "  bioseq models import hf:facebook/esm2_t12_35M_UR50D esm2-35m",
     "export": "bioseq models export esm2-8m@1 hf_folder",
     "register": "bioseq models register runs/solubility/bundle --name solubility",
     "remove": "bioseq models remove solubility@1",
@@ -61,9 +63,17 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("name", metavar="NAME", help="NAME, NAME@V, an alias, or a bundle's folder")
     show.add_argument("--json", action="store_true", help="manifest and evidence as JSON")
     imported = add("import", "import a backbone in the Hugging Face ESM-2 layout")
-    imported.add_argument("source", metavar="SRC", help="folder with config.json and model.safetensors")
+    imported.add_argument(
+        "source",
+        metavar="SRC",
+        help="folder with config.json and model.safetensors, or hf:ORG/NAME[@REVISION] to fetch it from the "
+        "Hugging Face hub (this command alone uses the network)",
+    )
     imported.add_argument("name", metavar="NAME", help="its name in the registry")
-    imported.add_argument("--licence", default="unknown", help="the checkpoint's licence, for the card")
+    imported.add_argument(
+        "--licence",
+        help="the checkpoint's licence, for the card (default: what the hub's model card names, else unknown)",
+    )
     imported.add_argument("--card", type=Path, help="a Markdown file to keep as its card")
     export = add("export", "write a backbone in the Hugging Face ESM-2 layout")
     export.add_argument("name", metavar="NAME", help="NAME, NAME@V, an alias, or a bundle's folder")
@@ -185,8 +195,19 @@ def _import(registry: Registry, args: argparse.Namespace) -> None:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read {args.card}: {error}.") from error
     with tempfile.TemporaryDirectory(prefix="bioseq-import-") as scratch:
+        source, label, licence = args.source, None, "unknown"
+        if source.startswith("hf:"):
+            from bioseq.backbones.hub import fetch
+
+            fetched = fetch(source, Path(scratch), say=_say)
+            source, label, licence = fetched.folder, fetched.source, fetched.licence
         bundle = import_checkpoint(
-            args.source, Path(scratch) / "bundle", name=args.name, licence=args.licence, card=card
+            source,
+            Path(scratch) / "bundle",
+            name=args.name,
+            licence=args.licence or licence,
+            card=card,
+            label=label,
         )
         entry = registry.register(bundle)
     _report(entry)
