@@ -17,8 +17,10 @@ from bioseq.errors import InputError, OutputError, SpecError
 
 CHUNK = 1024  # records read, computed and written at a time
 EXAMPLE = """bioseq predict proteins.fasta --heads localization,target_class -o predictions.csv
-  bioseq predict proteins.fasta --heads activity/ --nearest 3 -o predictions.jsonl"""
+  bioseq predict proteins.fasta --heads activity/ --nearest 3 -o predictions.jsonl
+  bioseq predict genes.fasta --translate one --heads localization -o predictions.csv"""
 COLUMNS = ("id", "head", "version", "task", "value", "low", "high", "ood", "ood_percentile", "probabilities")
+PLACE = ("strand", "first_base", "last_base", "residues")  # of a translated protein, in its DNA
 EVIDENCE = ("nearest", "homologs")  # of the training rows
 
 
@@ -46,6 +48,19 @@ def parser() -> argparse.ArgumentParser:
         help="what to do with sequences over the model's limit (default: error)",
     )
     p.add_argument(
+        "--translate",
+        choices=("one", "six"),
+        help="the records are DNA or RNA: predict the protein of frame 1, or each frame's longest one between stops, and "
+        "say which bases code for it",
+    )
+    p.add_argument(
+        "--genetic-code",
+        type=positive_int,
+        default=1,
+        metavar="T",
+        help="NCBI translation table (default: 1)",
+    )
+    p.add_argument(
         "--on-error",
         choices=("fail", "skip"),
         default="fail",
@@ -71,6 +86,8 @@ def main(argv: list[str]) -> int:
             f"{args.output}: the format does not follow from the ending.",
             hint="Use .csv, .jsonl or .parquet, or pass --format.",
         )
+    if args.translate:
+        _check_code(args.genetic_code)
     from bioseq.output import atomic_file, whole_stdout
 
     if args.output == "-":
@@ -86,14 +103,31 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _check_code(code: int) -> None:
+    from Bio.Data.CodonTable import unambiguous_dna_by_id
+
+    if code not in unambiguous_dna_by_id:
+        known = ", ".join(map(str, sorted(unambiguous_dna_by_id)))
+        raise SpecError(f"NCBI has no genetic code {code}.", field="genetic_code", hint=f"One of {known}.")
+
+
+def _place(record: Any) -> dict[str, Any]:
+    """Where a translated protein is coded."""
+    values = (record.strand, record.first, record.last, len(record.sequence))
+    return dict(zip(PLACE, values))
+
+
 def _write(args: argparse.Namespace, kind: str, path: Path) -> tuple[int, int]:
     counts = [0, 0]
     rows = _rows(args, counts)
     if kind == "parquet":
-        _write_parquet(rows, path)
+        _write_parquet(rows, path, place=bool(args.translate))
+    elif kind == "csv":
+        with open(path, "w", newline="", encoding="utf-8") as handle:
+            _write_csv(rows, handle, PLACE if args.translate else ())
     else:
         with open(path, "w", newline="", encoding="utf-8") as handle:
-            (_write_csv if kind == "csv" else _write_jsonl)(rows, handle)
+            _write_jsonl(rows, handle)
     if counts[0] == 0:
         raise InputError("no record could be predicted.", hint="Every one was reported above.")
     return counts[0], counts[1]
@@ -110,13 +144,26 @@ def _rows(args: argparse.Namespace, counts: list[int]) -> Iterator[dict[str, Any
             chunk, **ask, homologs=args.homologs, alignment=args.alignment, on_error=on_error
         )
 
+    def translate(record: Any) -> Iterator[Any]:
+        from bioseq.sequences.translation import coded
+
+        return coded(record, args.translate, args.genetic_code)
+
     chunks = compute_chunks(
-        args, counts, "predicting", chunk=CHUNK, prepare=ask, read=lambda a: a.predictions, remote=remote
+        args,
+        counts,
+        "predicting",
+        chunk=CHUNK,
+        prepare=ask,
+        read=lambda a: a.predictions,
+        remote=remote,
+        translate=translate if args.translate else None,
     )
     for records, _, answers in chunks:
         for record, predictions in zip(records, answers):
+            place = _place(record) if args.translate else {}
             for prediction in predictions.values():
-                yield {"id": record.id, **prediction}
+                yield {"id": record.id, **place, **prediction}
 
 
 def _cell(value: Any) -> Any:
@@ -129,7 +176,7 @@ def _cell(value: Any) -> Any:
     return "" if value is None else value
 
 
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
+def _flat(row: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     """CSV cells: labels joined by ';', maps as JSON; per-residue probabilities are left to JSON and Parquet."""
     interval = row["interval"]
     low, high = interval if isinstance(interval, list) else (interval, None)
@@ -142,14 +189,15 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
         "; ".join(n["text"] for n in near) if near and all("text" in n for n in near) else near or None
     )
     cells["homologs"] = (row.get("homologs") or {}).get("number")
-    return {key: _cell(cells.get(key)) for key in (*COLUMNS, *EVIDENCE)}
+    return {key: _cell(cells.get(key)) for key in names}
 
 
-def _write_csv(rows: Iterable[dict[str, Any]], handle: Any) -> None:
-    out = csv.DictWriter(handle, [*COLUMNS, *EVIDENCE], lineterminator="\n")
+def _write_csv(rows: Iterable[dict[str, Any]], handle: Any, place: tuple[str, ...]) -> None:
+    names = (*COLUMNS, *EVIDENCE, *place)
+    out = csv.DictWriter(handle, names, lineterminator="\n")
     out.writeheader()
     for row in rows:
-        out.writerow(_flat(row))
+        out.writerow(_flat(row, names))
 
 
 def _write_jsonl(rows: Iterable[dict[str, Any]], handle: Any) -> None:
@@ -157,7 +205,7 @@ def _write_jsonl(rows: Iterable[dict[str, Any]], handle: Any) -> None:
         handle.write(json.dumps(row, allow_nan=False) + "\n")
 
 
-def _write_parquet(rows: Iterable[dict[str, Any]], path: Path) -> None:
+def _write_parquet(rows: Iterable[dict[str, Any]], path: Path, *, place: bool) -> None:
     """One row a protein and head; `value`, `interval` and `probabilities` as JSON text, since they differ by task."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -167,8 +215,9 @@ def _write_parquet(rows: Iterable[dict[str, Any]], path: Path) -> None:
         [("id", text), ("head", text), ("version", pa.int32()), ("task", text), ("value", text)]
         + [("interval", text), ("probabilities", text), ("labels", text), ("ood", number)]
         + [("ood_percentile", number), ("nearest", text), ("homologs", text)]
+        + ([(name, text if name == "strand" else pa.int64()) for name in PLACE] if place else [])
     )
-    plain = {"id", "head", "version", "task", "ood", "ood_percentile"}
+    plain = {"id", "head", "version", "task", "ood", "ood_percentile", *PLACE}
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         iterator = iter(rows)
         while chunk := list(itertools.islice(iterator, CHUNK)):

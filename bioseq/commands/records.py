@@ -64,12 +64,13 @@ def compute_chunks(
     read: Callable[[Result], Any],
     remote: Callable[[Any, list[Record], str], list[Any]],
     run: Callable[[Predictor, list[Query], list[str]], list[Result]] | None = None,
+    translate: Callable[[Record], Iterator[Record | SequenceError]] | None = None,
 ) -> Iterator[tuple[list[Record], list[Notes], list[Any]]]:
     """Chunks of records with notes and results, in input order. `counts` grows by (done, left out).
 
     `prepare` goes to `Predictor.prepare` and `read` takes the answer from what comes back; `remote` asks a client
     for a chunk under its `on_error`, with None for a record that it could not answer. `run` stands for `Predictor.run`, and gets the
-    ids too.
+    ids too. `translate` makes of a record those that are computed in its place.
     """
     from bioseq.inference.homologs import let_read
     from bioseq.inference.predictor import Predictor
@@ -86,6 +87,17 @@ def compute_chunks(
 
     with Progress(total or 1, label, unit="sequences", enabled=bool(total)) as bar:
         while some := list(itertools.islice(records, chunk)):
+            read_now = len(some)
+            if translate is not None:
+                made = [product for record in some for product in translate(record)]
+                some = [m for m in made if not isinstance(m, SequenceError)]
+                for fault in (m for m in made if isinstance(m, SequenceError)):
+                    if args.on_error == "fail":
+                        raise fault
+                    left_out(fault)
+                if not some:
+                    bar.add(read_now)
+                    continue
             if isinstance(engine, Predictor):
                 queries, kept = [], []
                 for record in some:
@@ -112,7 +124,7 @@ def compute_chunks(
                 kept, results = [r for r, _ in both], [a for _, a in both]
                 notes = [()] * len(kept)
             counts[0] += len(kept)
-            bar.add(len(some))
+            bar.add(read_now)
             if kept:
                 yield kept, notes, results
 
