@@ -55,7 +55,7 @@ heads: $(STAMP)
 page:
 	@cd serving/page/source && npm ci --no-fund --no-audit --silent && npm run --silent build
 
-# Left out: gpu.py needs a GPU, scaling.py measures nothing, reader.py and campaigns.py need what other commands prepare.
+# Left out: gpu.py needs a GPU, chaos.py PostgreSQL, scaling.py measures nothing, reader.py and campaigns.py need what other commands prepare.
 BENCH := embed pretrain heads:many heads:mixed serve backpressure screen registry vectors
 BENCH_DATA := heads:shipped heads:gb1 heads:coverage heads:few heads:ood heads:cost heads:time variants
 bench: $(STAMP)

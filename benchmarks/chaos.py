@@ -138,7 +138,7 @@ class Service:
             kinds = (
                 "ServeReplica:bioseq:engine",
                 "ServeReplica:bioseq:api",
-                "ServeReplica:bioseq:search",
+                "ServeReplica:bioseq:homologs",
                 "ServeController",
                 "raylet",
                 "gcs_server",

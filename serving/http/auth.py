@@ -45,7 +45,12 @@ class Authorizer:
             return True
         until, asked = self._asked
         if time.monotonic() >= until:
-            asked = await asyncio.to_thread(self.keys.any)
+            try:
+                asked = await asyncio.to_thread(self.keys.any)
+            except DatabaseUnavailable:
+                if not (until and asked):
+                    raise
+                return True  # a key that was made stays in the table
             self._asked = (time.monotonic() + REMEMBER_S, asked)
         return asked
 

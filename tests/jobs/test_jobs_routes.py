@@ -6,12 +6,15 @@ import asyncio
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from serving.database.base import Database
+from serving.database.base import Database, DatabaseUnavailable
 from serving.database.keys import Keys
+from serving.http.routes import streams
+from serving.jobs.folder import JobFolder
 
 pytestmark = pytest.mark.asyncio
 BYTES = {"content-type": "application/octet-stream"}
@@ -185,6 +188,24 @@ def events(text: str) -> list[dict[str, str]]:
         for block in text.split("\n\n")
         if "data" in block
     ]
+
+
+async def test_a_followed_log_goes_on_while_the_database_is_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(streams, "POLL_S", 0.0)
+    folder = JobFolder(tmp_path, "j1")
+    folder.log.parent.mkdir(parents=True, exist_ok=True)
+    folder.log.write_text("first\n")
+    looks = []
+
+    def look() -> Any:
+        looks.append(1)
+        if len(looks) < 3:
+            raise DatabaseUnavailable("OperationalError")
+        return SimpleNamespace(state="SUCCEEDED", reason=None, registered=None)
+
+    events = [e.decode() async for e in streams.follow(folder, look, 0, lambda: False)]
+    assert len(looks) == 3 and "data: first" in events[1]
+    assert "event: end" in events[-1] and "SUCCEEDED" in events[-1]
 
 
 async def test_a_followed_log_ends_with_the_job_and_goes_on_after_a_break(api):

@@ -11,6 +11,7 @@ import orjson
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.responses import FileResponse, MalformedRangeHeader, RangeNotSatisfiable
 
+from serving.database.base import DatabaseUnavailable
 from serving.jobs.folder import JobFolder
 from serving.jobs.tables import ENDED
 from serving.problems import Problem
@@ -69,7 +70,10 @@ async def follow(
     metrics = _Metrics(folder.output / "metrics.jsonl", from_end=offset > 0)
     yield format_sse_event(retry=2000)
     while True:
-        row = await asyncio.to_thread(look)
+        try:
+            row, away = await asyncio.to_thread(look), False
+        except DatabaseUnavailable:
+            row, away = None, True  # the log goes on; how the job ended is told once the database is back
         while piece := await asyncio.to_thread(read_log, folder, offset + len(rest)):
             *lines, rest = (rest + piece).split(b"\n")
             for line in lines:
@@ -85,7 +89,7 @@ async def follow(
             yield format_sse_event(event="progress", data_str=orjson.dumps(progress).decode())
         for entry in await asyncio.to_thread(metrics.new):
             yield format_sse_event(event="metrics", data_str=entry.decode())
-        if row is None or row.state in ENDED:
+        if not away and (row is None or row.state in ENDED):
             if rest:
                 yield _line(rest, offset + len(rest))
             state = {"state": row.state, "reason": row.reason, "registered": row.registered} if row else {}
