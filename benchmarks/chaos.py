@@ -252,12 +252,16 @@ async def _load(
             with contextlib.suppress(OSError):
                 reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
                 writer.write(head.encode())
-                while time.monotonic() < until and not reader.at_eof():
-                    writer.write(b" ")
-                    await writer.drain()
-                    await asyncio.sleep(0.5)
-                line = await asyncio.wait_for(reader.readline(), 1) if reader.at_eof() else b""
-                count[f"slow body {line[9:12].decode() or 'open'}"] += 1
+                answer = asyncio.create_task(reader.readline())  # before the body is whole, if at all
+                while time.monotonic() < until and not answer.done():
+                    with contextlib.suppress(OSError):
+                        writer.write(b" ")
+                        await writer.drain()
+                    await asyncio.wait([answer], timeout=0.5)
+                answer.cancel()
+                line = (await asyncio.gather(answer, return_exceptions=True))[0]
+                said = line[9:12].decode() if isinstance(line, bytes) else ""
+                count[f"slow body {said or ('closed' if time.monotonic() < until else 'open')}"] += 1
                 writer.close()
             await asyncio.sleep(0.5)
 
