@@ -173,7 +173,7 @@ def classic_weights(folder: str) -> str:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from bioseq.backbones.esm2.checkpoint import load_checkpoint, write_checkpoint
+    from bioseq.backbones.checkpoints.checkpoint import load_checkpoint, write_checkpoint
 
     found, to = load_checkpoint(Path(folder)).encoder, Path(folder) / "classic"
     write_checkpoint(to, found.config, found.state_dict())

@@ -32,7 +32,7 @@ import torch
 from _common import host, matmul_rate, read_proteins, versions, write_result
 from embed import hf_config
 
-from bioseq.backbones.esm2.checkpoint import load_checkpoint
+from bioseq.backbones.checkpoints.checkpoint import load_checkpoint
 from bioseq.backbones.packed.config import CONFIGS
 from bioseq.backbones.packed.encoder import PackedEncoder
 from bioseq.inference.batching import pack, plan

@@ -11,7 +11,7 @@ from bioseq.bundles.manifest import read_json
 from bioseq.errors import BundleError
 
 if TYPE_CHECKING:
-    from bioseq.backbones.esm2.checkpoint import Checkpoint
+    from bioseq.backbones.checkpoints.checkpoint import Checkpoint
 
 _CARD = """# An imported ESM-2 checkpoint
 
@@ -44,7 +44,7 @@ def import_checkpoint(
 
     Raises `CheckpointError` for anything but an ESM-2 checkpoint, `OutputError` if `path` cannot be written.
     """
-    from bioseq.backbones.esm2.checkpoint import load_checkpoint
+    from bioseq.backbones.checkpoints.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(source)
     label = label or Path(source).resolve().name
@@ -85,7 +85,8 @@ def export_checkpoint(bundle: Bundle, path: str | Path, *, force: bool = False) 
     """Write a backbone bundle as a Hugging Face folder. An imported one gives its own config.json and
     byte-equal tensors back. Raises `BundleError` for a head, `CheckpointError` for a backbone that transformers
     cannot compute, `OutputError` if `path` cannot be written."""
-    from bioseq.backbones.esm2.checkpoint import Layout, write_checkpoint
+    from bioseq.backbones.checkpoints.checkpoint import write_checkpoint
+    from bioseq.backbones.checkpoints.layout import Layout
     from bioseq.backbones.packed.config import ModelConfig
 
     if bundle.manifest.kind != "backbone":

@@ -6,8 +6,9 @@ so that no sequence sees another's adapter. The encoder's query, key and value a
 deltas act on its slices. Layers are changed by forward hooks: nothing attached, nothing done; and the
 encoder's own parameters and names stay as they are.
 
-On disk an adapter is peft's: adapter_config.json and adapter_model.safetensors with the module names of
-transformers' `EsmModel`, so `peft.PeftModel.from_pretrained(EsmModel, folder)` loads it as it is. What this
+On disk an adapter is peft's: adapter_config.json and adapter_model.safetensors with the module names of the family's
+own code (transformers' `EsmModel` and `EsmcModel`, AMPLIFY's), so `peft.PeftModel.from_pretrained(EsmModel, folder)`
+loads it as it is. What this
 encoder cannot do alike (DoRA, biases, modules to save, patterns) is refused, and so are missing and spare
 tensors.
 
@@ -33,15 +34,45 @@ from bioseq.errors import BundleError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-# peft's module inside encoder.layer.{i} -> (our linear layer, which third of its output or None)
-MODULES: dict[str, tuple[str, int | None]] = {
-    "attention.self.query": ("qkv", 0),
-    "attention.self.key": ("qkv", 1),
-    "attention.self.value": ("qkv", 2),
-    "attention.output.dense": ("out", None),
-    "intermediate.dense": ("up", None),
-    "output.dense": ("down", None),
+_Modules = dict[str, tuple[str, int | None]]
+# family -> (peft's name of the list of layers, module in a layer -> (our linear layer, which part of its output or None))
+MODULES: dict[str, tuple[str, _Modules]] = {
+    "esm": (
+        "encoder.layer",
+        {
+            "attention.self.query": ("qkv", 0),
+            "attention.self.key": ("qkv", 1),
+            "attention.self.value": ("qkv", 2),
+            "attention.output.dense": ("out", None),
+            "intermediate.dense": ("up", None),
+            "output.dense": ("down", None),
+        },
+    ),
+    "esmc": (
+        "layers",
+        {
+            "self_attn.q_proj": ("qkv", 0),
+            "self_attn.k_proj": ("qkv", 1),
+            "self_attn.v_proj": ("qkv", 2),
+            "self_attn.o_proj": ("out", None),
+            "mlp.gate_proj": ("up", 0),
+            "mlp.up_proj": ("up", 1),
+            "mlp.down_proj": ("down", None),
+        },
+    ),
+    "amplify": (
+        "transformer_encoder",
+        {
+            "q": ("qkv", 0),
+            "k": ("qkv", 1),
+            "v": ("qkv", 2),
+            "wo": ("out", None),
+            "ffn.w12": ("up", None),
+            "ffn.w3": ("down", None),
+        },
+    ),
 }
+_PARTS = {"qkv": 3, "up": 2}
 _NEUTRAL: dict[str, tuple[Any, ...]] = {  # settings of peft that must be off: they would change the numbers
     "use_dora": (False, None),
     "bias": ("none",),
@@ -73,17 +104,21 @@ class LoraShape:
     def scale(self) -> float:
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
-    def hits(self, layer: int, module: str) -> bool:
-        """Does peft's rule choose this module? A list chooses by whole name or dotted ending."""
-        full = f"encoder.layer.{layer}.{module}"
+    def hits(self, full: str) -> bool:
+        """Does peft's rule choose the module of this name? A list chooses by whole name or dotted ending."""
         if isinstance(self.targets, str):
             return re.fullmatch(self.targets, full) is not None
         return any(full == t or full.endswith("." + t) for t in self.targets)
 
 
-def exact_targets(names: Sequence[str]) -> tuple[str, ...] | str:
-    """peft's `target_modules` for module names such as `query` or `output.dense`. A list, or, where an ending
-    would choose too much (`output.dense` is also the ending of `attention.output.dense`), an expression."""
+def exact_targets(names: Sequence[str], family: str = "esm") -> tuple[str, ...] | str:
+    """peft's `target_modules` for modules named as in ESM-2, such as `query` or `output.dense`, in the names of the
+    family. A list, or, where an ending would choose too much (`output.dense` is also the ending of
+    `attention.output.dense`), an expression."""
+    if family != "esm":
+        chosen = {MODULES["esm"][1].get(n) or MODULES["esm"][1][f"attention.self.{n}"] for n in names}
+        whole = {linear for linear, part in chosen if part is None}
+        return tuple(m for m, place in MODULES[family][1].items() if place in chosen or place[0] in whole)
     if "output.dense" in names and "attention.output.dense" not in names:
         others = "|".join(re.escape(n) for n in sorted(names) if n != "output.dense")
         own = r".*layer\.\d+\.output\.dense"
@@ -99,12 +134,13 @@ class LoraAdapter(nn.Module):
         self.shape = shape
         self.a, self.b = nn.ParameterDict(), nn.ParameterDict()
         self.places: dict[str, tuple[int, str, int | None]] = {}
+        self.stem, modules = MODULES[encoder.config.family]
         for i, layer in enumerate(encoder.layers):
-            for module, (ours, third) in MODULES.items():
-                if not shape.hits(i, module):
+            for module, (ours, third) in modules.items():
+                if not shape.hits(f"{self.stem}.{i}.{module}"):
                     continue
                 linear: nn.Linear = getattr(layer, ours)
-                width = linear.out_features // (1 if third is None else 3)
+                width = linear.out_features // (1 if third is None else _PARTS[ours])
                 key = f"{i}/{module.replace('.', '/')}"
                 # Kaiming uniform with a = sqrt(5), as peft does
                 bound = linear.in_features**-0.5
@@ -114,6 +150,9 @@ class LoraAdapter(nn.Module):
                 self.places[key] = (i, ours, third)
         if not self.places:
             raise BundleError(f"target_modules {shape.targets!r} name no module of the encoder.")
+
+    def peft_name(self, key: str) -> str:
+        return f"{_PREFIX}{self.stem}.{key.replace('/', '.')}"
 
     def by_linear(self) -> dict[tuple[int, str], list[tuple[str, int | None]]]:
         """(layer, our linear) -> [(key, third)]."""
@@ -164,7 +203,7 @@ def save_adapter(adapter: LoraAdapter, folder: str | Path, *, base: str | None =
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     tensors = {}
     for key in adapter.places:
-        name = f"{_PREFIX}encoder.layer.{key.replace('/', '.')}"
+        name = adapter.peft_name(key)
         tensors[f"{name}.lora_A.weight"] = adapter.a[key].detach().float().cpu().contiguous()
         tensors[f"{name}.lora_B.weight"] = adapter.b[key].detach().float().cpu().contiguous()
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -204,7 +243,7 @@ def load_adapter(encoder: PackedEncoder, folder: str | Path) -> LoraAdapter:
             del adapter.places[key], adapter.a[key], adapter.b[key]
     wanted: dict[str, nn.Parameter] = {}
     for key in adapter.places:
-        name = f"{_PREFIX}encoder.layer.{key.replace('/', '.')}"
+        name = adapter.peft_name(key)
         wanted[f"{name}.lora_A.weight"] = adapter.a[key]
         wanted[f"{name}.lora_B.weight"] = adapter.b[key]
     for problem, names in (

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bioseq.backbones.esm2.checkpoint import Layout
+from bioseq.backbones.checkpoints.layout import Layout
 from bioseq.backbones.packed.config import ModelConfig
 from bioseq.backbones.packed.encoder import PackedEncoder
 from bioseq.backbones.packed.weights import build_encoder, hash_weights

@@ -40,7 +40,7 @@ def load(
     path = Path(name_or_path)
     is_path = isinstance(name_or_path, Path) or "/" in str(name_or_path) or path.is_dir()
     if is_path and is_checkpoint(path):
-        from bioseq.backbones.esm2.checkpoint import load_checkpoint
+        from bioseq.backbones.checkpoints.checkpoint import load_checkpoint
 
         check_unread(homologs, str(name_or_path))
         checkpoint = load_checkpoint(path)

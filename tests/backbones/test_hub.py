@@ -11,7 +11,7 @@ import torch
 from hub_server import COMMIT, Hub
 from safetensors.torch import load_file
 
-from bioseq.backbones.esm2.checkpoint import write_checkpoint
+from bioseq.backbones.checkpoints.checkpoint import write_checkpoint
 from bioseq.backbones.packed.config import CONFIGS, ModelConfig
 from bioseq.backbones.packed.encoder import PackedEncoder
 

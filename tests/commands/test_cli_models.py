@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bioseq.backbones.esm2.checkpoint import write_checkpoint
+from bioseq.backbones.checkpoints.checkpoint import write_checkpoint
 from bioseq.backbones.packed.config import CONFIGS
 from bioseq.backbones.packed.encoder import PackedEncoder
 from bioseq.backbones.storage import save_backbone

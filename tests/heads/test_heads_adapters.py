@@ -60,7 +60,7 @@ ALL = ("query", "key", "value", "attention.output.dense", "intermediate.dense", 
 def test_peft_loads_the_folder_and_gives_equal_outputs(encoder, tmp_path, targets):
     transformers = pytest.importorskip("transformers")
     peft = pytest.importorskip("peft")
-    from bioseq.backbones.esm2.checkpoint import write_checkpoint
+    from bioseq.backbones.checkpoints.checkpoint import write_checkpoint
 
     write_checkpoint(tmp_path / "hf", encoder.config, encoder.state_dict())
     adapter = an_adapter(encoder, 3, targets)
@@ -81,7 +81,7 @@ def test_peft_loads_the_folder_and_gives_equal_outputs(encoder, tmp_path, target
 def test_reads_what_peft_writes(encoder, tmp_path):
     transformers = pytest.importorskip("transformers")
     peft = pytest.importorskip("peft")
-    from bioseq.backbones.esm2.checkpoint import write_checkpoint
+    from bioseq.backbones.checkpoints.checkpoint import write_checkpoint
 
     write_checkpoint(tmp_path / "hf", encoder.config, encoder.state_dict())
     model = transformers.EsmModel.from_pretrained(tmp_path / "hf", add_pooling_layer=False)

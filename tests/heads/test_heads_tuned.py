@@ -92,7 +92,7 @@ def test_a_sequence_costs_one_segment_for_each_head_with_weights_of_its_own(back
 
 
 def test_the_adapter_in_the_bundle_changed_and_peft_can_read_it(backbone, heads, tmp_path):
-    from bioseq.backbones.esm2.checkpoint import write_checkpoint
+    from bioseq.backbones.checkpoints.checkpoint import write_checkpoint
     from bioseq.backbones.storage import load_backbone
 
     transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")

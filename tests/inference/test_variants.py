@@ -475,7 +475,7 @@ def test_masked_marginals_equal_those_of_transformers_on_the_same_weights(model,
     """An independent reference from the tokenizer to the logits, one unpadded sequence a call."""
     from transformers import EsmForMaskedLM, EsmTokenizer
 
-    from bioseq.backbones.esm2.checkpoint import write_checkpoint
+    from bioseq.backbones.checkpoints.checkpoint import write_checkpoint
 
     write_checkpoint(tmp_path / "hf", model.config, model.encoder.state_dict())
     reference_model = EsmForMaskedLM.from_pretrained(tmp_path / "hf").eval()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bioseq.backbones.esm2.checkpoint import load_checkpoint
+from bioseq.backbones.checkpoints.checkpoint import load_checkpoint
 from bioseq.backbones.packed.config import ModelConfig
 from bioseq.backbones.packed.encoder import PackedEncoder
 from bioseq.backbones.storage import load_backbone

@@ -1,8 +1,11 @@
-"""The packed encoder: ESM-2's architecture over rows of concatenated sequences, without padding.
+"""The packed encoder: ESM-2's architecture and its cousins' over rows of concatenated sequences, without padding.
 
-Pre-layer-norm transformer with rotary positions that restart at every sequence, token dropout rescaled per
-sequence, exact GELU, and an LM head tied to the token embedding (Lin et al. 2023, doi
-10.1126/science.ade2574). Not covered: absolute positions, embedding layer norm, decoding.
+Pre-norm transformer with rotary positions that restart at every sequence, token dropout rescaled per
+sequence, exact GELU, and an LM head tied to the token embedding (ESM-2: Lin et al. 2023, doi
+10.1126/science.ade2574). By `ModelConfig` also learned positions and a norm of the embedding (ESM-1b: Rives et al.
+2021, doi 10.1073/pnas.2016239118); SwiGLU, norms of queries and keys over the whole width, and divided branches (ESM
+Cambrian, as transformers' `EsmcModel` has it); RMSNorm and no biases (AMPLIFY: Fournier et al. 2024, doi
+10.1101/2024.09.23.614603). Not covered: post-norm, ALiBi, grouped queries, decoding.
 
 Two parts are ours and absent from ESM-2. A second input gives what the homologs of each residue say: E = 21
 numbers, the profile's log-odds of the 20 letters in the order of their token ids, and log(1 + weighted number of
@@ -44,6 +47,18 @@ def rotary_tables(positions_T: Tensor, head_dim: int, dtype: torch.dtype) -> tup
     powers = torch.arange(0, head_dim, 2, dtype=torch.int64, device=positions_T.device).float() / head_dim
     angles_T1h = torch.outer(positions_T.float(), 1.0 / 10000.0**powers)[:, None, :]
     return angles_T1h.cos().to(dtype), angles_T1h.sin().to(dtype)
+
+
+def pairs_apart(x_THd: Tensor) -> Tensor:
+    """Numbers that are turned together from neighbouring places to half a head apart. The same order for queries and
+    keys, so their products stay as they are."""
+    return x_THd.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+
+
+def _norm(config: ModelConfig, *, bias: bool = True) -> nn.LayerNorm | nn.RMSNorm:
+    if config.norm == "rms":
+        return nn.RMSNorm(config.d_model, eps=config.layer_norm_eps)
+    return nn.LayerNorm(config.d_model, eps=config.layer_norm_eps, bias=bias)
 
 
 def rotate(x_THd: Tensor, cos_T1h: Tensor, sin_T1h: Tensor) -> Tensor:
@@ -92,19 +107,39 @@ class EncoderLayer(nn.Module):
         super().__init__()
         d = config.d_model
         self.n_heads, self.head_dim = config.n_heads, config.head_dim
+        self.gated, self.pairs = config.activation == "swiglu", config.rotary_pairs
+        self.share = 1.0 / config.branch_divisor
         self.neighbours = Neighbours(config) if config.convolution else None
-        self.attn_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
-        self.qkv = nn.Linear(d, 3 * d)
-        self.out = nn.Linear(d, d)
-        self.ffn_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
-        self.up = nn.Linear(d, config.d_ff)
-        self.down = nn.Linear(config.d_ff, d)
+        self.attn_norm = _norm(config)
+        self.qkv = nn.Linear(d, 3 * d, bias=config.bias)
+        self.q_norm = _norm(config, bias=False) if config.qk_norm else None
+        self.k_norm = _norm(config, bias=False) if config.qk_norm else None
+        self.out = nn.Linear(d, d, bias=config.bias)
+        self.ffn_norm = _norm(config)
+        self.up = nn.Linear(d, config.up_width, bias=config.bias)
+        self.down = nn.Linear(config.d_ff, d, bias=config.bias)
+
+    def attention_inputs(
+        self, x_TD: Tensor, cos_T1h: Tensor | None, sin_T1h: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each [T, H, d], positions included."""
+        q_TD, k_TD, v_TD = self.qkv(self.attn_norm(x_TD)).view(-1, 3, x_TD.shape[1]).unbind(1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_TD, k_TD = self.q_norm(q_TD), self.k_norm(k_TD)
+        q_THd, k_THd, v_THd = (x.unflatten(-1, (self.n_heads, self.head_dim)) for x in (q_TD, k_TD, v_TD))
+        if self.pairs:
+            q_THd, k_THd = pairs_apart(q_THd), pairs_apart(k_THd)
+        if cos_T1h is not None and sin_T1h is not None:
+            # Back to the projection's type: under autocast the float32 tables would lift q and k to float32.
+            q_THd = rotate(q_THd, cos_T1h, sin_T1h).to(v_THd.dtype)
+            k_THd = rotate(k_THd, cos_T1h, sin_T1h).to(v_THd.dtype)
+        return q_THd.to(v_THd.dtype), k_THd.to(v_THd.dtype), v_THd
 
     def forward(
         self,
         x_TD: Tensor,
-        cos_T1h: Tensor,
-        sin_T1h: Tensor,
+        cos_T1h: Tensor | None,
+        sin_T1h: Tensor | None,
         cu_seqlens: Tensor,
         max_seqlen: int,
         place_T: Tensor | None = None,
@@ -114,28 +149,35 @@ class EncoderLayer(nn.Module):
         if self.neighbours is not None:
             assert place_T is not None
             x_TD = x_TD + self.neighbours(x_TD, place_T)
-        qkv = self.qkv(self.attn_norm(x_TD)).view(-1, 3, self.n_heads, self.head_dim)
-        # Back to the projection's type: under autocast the float32 tables would lift q and k to float32.
-        q_THd = rotate(qkv[:, 0], cos_T1h, sin_T1h).to(qkv.dtype)
-        k_THd = rotate(qkv[:, 1], cos_T1h, sin_T1h).to(qkv.dtype)
-        mixed_TD = attend(q_THd, k_THd, qkv[:, 2], cu_seqlens, max_seqlen).reshape(x_TD.shape)
+        q_THd, k_THd, v_THd = self.attention_inputs(x_TD, cos_T1h, sin_T1h)
+        mixed_TD = attend(q_THd, k_THd, v_THd, cu_seqlens, max_seqlen).reshape(x_TD.shape)
         if rows_K is not None:
             x_TD, mixed_TD = x_TD[rows_K], mixed_TD[rows_K]
-        x_TD = x_TD + self.out(mixed_TD)
-        return x_TD + self.down(F.gelu(self.up(self.ffn_norm(x_TD))))
+        x_TD = torch.add(x_TD, self.out(mixed_TD), alpha=self.share)
+        inner_TF = self.up(self.ffn_norm(x_TD))
+        if self.gated:
+            gate_TF, value_TF = inner_TF.chunk(2, dim=-1)
+            inner_TF = F.silu(gate_TF) * value_TF
+        else:
+            inner_TF = F.gelu(inner_TF)
+        return torch.add(x_TD, self.down(inner_TF), alpha=self.share)
 
 
 class LMHead(nn.Module):
-    """dense, GELU, layer norm, then the token embedding transposed plus a bias."""
+    """dense, GELU and norm where there are such, then a matrix (the token embedding transposed where tied), plus a
+    bias."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.dense = nn.Linear(config.d_model, config.d_model)
-        self.norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+        self.dense = nn.Linear(config.d_model, config.d_model) if config.dense_head else None
+        self.norm = _norm(config) if config.dense_head else None
+        self.decoder = None if config.tied else nn.Parameter(torch.zeros(config.vocab_size, config.d_model))
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, hidden_TD: Tensor, embedding_VD: Tensor) -> Tensor:
-        return F.linear(self.norm(F.gelu(self.dense(hidden_TD))), embedding_VD, self.bias)
+        if self.dense is not None and self.norm is not None:
+            hidden_TD = self.norm(F.gelu(self.dense(hidden_TD)))
+        return F.linear(hidden_TD, embedding_VD if self.decoder is None else self.decoder, self.bias)
 
 
 class PackedEncoder(nn.Module):
@@ -149,8 +191,11 @@ class PackedEncoder(nn.Module):
         self.config = config
         self.checkpointing = False
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        learned = config.positions == "learned"
+        self.embed_positions = nn.Embedding(config.max_residues + 4, config.d_model) if learned else None
+        self.embed_norm = _norm(config) if config.embed_norm else None
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_layers))
-        self.final_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+        self.final_norm = _norm(config, bias=config.final_norm_bias)
         self.lm_head = LMHead(config) if lm_head else None
         reads = config.reads_homologs
         self.evidence = nn.Linear(EVIDENCE_WIDTH, config.d_model, bias=False) if reads else None
@@ -166,11 +211,14 @@ class PackedEncoder(nn.Module):
             elif isinstance(module, Neighbours):
                 nn.init.normal_(module.weight, std=std, generator=generator)
                 nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
+            elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
                 nn.init.ones_(module.weight)
-                nn.init.zeros_(module.bias)
+                if isinstance(module, nn.LayerNorm) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
         if self.lm_head is not None:
             nn.init.zeros_(self.lm_head.bias)
+            if self.lm_head.decoder is not None:
+                nn.init.normal_(self.lm_head.decoder, std=std, generator=generator)
         if self.gate is not None:  # the gate begins at 1 everywhere
             nn.init.zeros_(self.gate.weight)
             nn.init.constant_(self.gate.bias, math.log(math.e - 1.0))
@@ -178,6 +226,11 @@ class PackedEncoder(nn.Module):
     def embed(self, tokens_T: Tensor, cu_seqlens: Tensor, evidence_TE: Tensor | None = None) -> Tensor:
         """Embeddings [T, D] of tokens and evidence."""
         x_TD = self._embed_tokens(tokens_T, cu_seqlens)
+        if self.embed_positions is not None:
+            # The table's first rows are the padding's and those before it, as in RoBERTa.
+            x_TD = x_TD + self.embed_positions(positions(cu_seqlens, len(tokens_T)) + self.config.pad_id + 1)
+        if self.embed_norm is not None:
+            x_TD = self.embed_norm(x_TD)
         if evidence_TE is None:
             return x_TD
         if self.evidence is None:
@@ -199,6 +252,14 @@ class PackedEncoder(nn.Module):
         scale_N = (1.0 - _TRAINING_MASK_SHARE) / (1.0 - share_N)
         scale_T = torch.repeat_interleave(scale_N, lengths_N, output_size=len(tokens_T))
         return x_TD * (scale_T * ~masked_T).to(x_TD.dtype)[:, None]
+
+    def rotation(
+        self, cu_seqlens: Tensor, n_tokens: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Tables of the rotary positions; none where positions are learned."""
+        if self.embed_positions is not None:
+            return None, None
+        return rotary_tables(positions(cu_seqlens, n_tokens), self.config.head_dim, dtype)
 
     def forward(
         self,
@@ -225,9 +286,7 @@ class PackedEncoder(nn.Module):
                 raise IndexError(f"layer {layer} is not there; this model has 0 to {depth}")
             wanted.append(place)
         x_TD = self.embed(tokens_T, cu_seqlens, evidence_TE)
-        cos_T1h, sin_T1h = rotary_tables(
-            positions(cu_seqlens, len(tokens_T)), self.config.head_dim, x_TD.dtype
-        )
+        cos_T1h, sin_T1h = self.rotation(cu_seqlens, len(tokens_T), x_TD.dtype)
         gap = self.config.convolution // 2
         place_T = spread(cu_seqlens, len(tokens_T), gap) if gap else None
         kept = {0: x_TD} if 0 in wanted else {}

@@ -25,6 +25,7 @@ class Int8Linear(nn.Module):
 
     weight: Tensor
     scale: Tensor
+    bias: nn.Parameter | None
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
@@ -33,7 +34,8 @@ class Int8Linear(nn.Module):
         scale_O = weight_OI.abs().amax(1).clamp_min(_LEAST) / 127
         self.register_buffer("weight", (weight_OI / scale_O[:, None]).round().to(torch.int8))
         self.register_buffer("scale", scale_O)
-        self.bias = nn.Parameter(linear.bias.detach().float(), requires_grad=False)
+        bias = None if linear.bias is None else linear.bias.detach().float()
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x_TI: Tensor) -> Tensor:
         steps_TI = torch.empty(x_TI.shape, dtype=torch.int8)
@@ -47,7 +49,8 @@ class Int8Linear(nn.Module):
         out_TO = torch.empty(len(x_TI), self.out_features, dtype=x_TI.dtype)
         for at in range(0, len(x_TI), _ROWS):
             rows = sums_TO[at : at + _ROWS] * scale_T1[at : at + _ROWS]
-            out_TO[at : at + _ROWS] = rows.mul_(self.scale).add_(self.bias)
+            rows = rows.mul_(self.scale)
+            out_TO[at : at + _ROWS] = rows if self.bias is None else rows.add_(self.bias)
         return out_TO
 
 

@@ -91,7 +91,10 @@ def tune(
         encoder.requires_grad_(False)
         lora = spec.lora
         shape = adapters.LoraShape(
-            lora.rank, float(lora.alpha), adapters.exact_targets(lora.targets), lora.dropout
+            lora.rank,
+            float(lora.alpha),
+            adapters.exact_targets(lora.targets, encoder.config.family),
+            lora.dropout,
         )
         adapter = adapters.LoraAdapter(encoder, shape, generator=torch.Generator().manual_seed(spec.seed))
         adapters.attach(encoder, NAME, adapter)

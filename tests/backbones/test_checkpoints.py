@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bioseq.backbones.esm2.checkpoint import load_checkpoint, write_checkpoint
+from bioseq.backbones.checkpoints.checkpoint import load_checkpoint, write_checkpoint
 from bioseq.backbones.importing import export_checkpoint, import_checkpoint
 from bioseq.backbones.packed.config import CONFIGS
 from bioseq.backbones.storage import load_backbone
@@ -255,9 +255,9 @@ def test_integer_weights_are_refused(folder):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("position_embedding_type", "absolute", "position_embedding_type 'absolute'"),
-        ("position_embedding_type", ..., "position_embedding_type 'absolute'"),
-        ("emb_layer_norm_before", True, "emb_layer_norm_before True"),
+        ("position_embedding_type", "relative_key", "position_embedding_type 'relative_key'"),
+        ("position_embedding_type", ..., "position_embeddings.weight"),  # transformers reads it as ESM-1b
+        ("emb_layer_norm_before", True, "missing tensors: esm.embeddings.layer_norm.weight"),
         ("model_type", "bert", "model_type 'bert'"),
         ("model_type", ..., "model_type None"),
         ("is_folding_model", True, "is_folding_model True"),

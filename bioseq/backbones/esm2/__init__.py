@@ -1,1 +1,0 @@
-"""The Hugging Face layout of ESM-2: configuration and checkpoint, read and written without loss."""
