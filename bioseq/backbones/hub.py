@@ -19,15 +19,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bioseq.backbones.checkpoints.checkpoint import read_config
 from bioseq.backbones.checkpoints.reading import parse_json, read_text
 from bioseq.backbones.checkpoints.tensors import INDEX, WEIGHTS
+from bioseq.backbones.families import check_config
 from bioseq.errors import CheckpointError, InputError
 
 PREFIX = "hf:"
 _REFERENCE = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_SMALL = ("config.json", "vocab.txt", "tokenizer.json", "README.md")
+_SMALL = ("config.json", "vocab.txt", "tokenizer.json", "spiece.model", "README.md")
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -100,7 +100,7 @@ def _check(folder: Path, repo: str) -> None:
     """Refuse what an import would refuse by its config.json, before gigabytes are fetched."""
     raw = parse_json(read_text(folder / "config.json"), folder / "config.json")
     try:
-        read_config(folder)
+        check_config(folder)
     except CheckpointError as error:
         if raw.get("auto_map"):
             raise CheckpointError(

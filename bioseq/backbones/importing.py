@@ -5,17 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bioseq.backbones.packed.config import ModelConfig
+from bioseq.backbones.padded.config import PaddedConfig
+from bioseq.backbones.protocol import Shape
+from bioseq.backbones.shapes import shape_of
 from bioseq.backbones.storage import EXTRA_TENSOR, write_backbone
 from bioseq.bundles.bundle import Bundle
 from bioseq.bundles.manifest import read_json
 from bioseq.errors import BundleError
+from bioseq.output import atomic_folder
 
 if TYPE_CHECKING:
     from bioseq.backbones.checkpoints.checkpoint import Checkpoint
+    from bioseq.backbones.padded.checkpoint import PaddedCheckpoint
 
-_CARD = """# An imported ESM-2 checkpoint
+TOKENIZER = (
+    "vocab.txt",
+    "tokenizer.json",
+    "spiece.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+_CARD = """# An imported {family} checkpoint
 
-Imported from a Hugging Face ESM-2 checkpoint. bioseq has measured nothing on it: see its source for what it
+Imported from a Hugging Face checkpoint. bioseq has measured nothing on it: see its source for what it
 was trained on and what it may be used for.
 
 | | |
@@ -39,20 +52,23 @@ def import_checkpoint(
     label: str | None = None,
     force: bool = False,
 ) -> Bundle:
-    """Read a Hugging Face ESM-2 folder and write it as a backbone bundle at `path`, in its own dtype. `label` says in
+    """Read a Hugging Face folder and write it as a backbone bundle at `path`, in its own dtype. `label` says in
     its manifest and card where it comes from (default: the folder's name).
 
-    Raises `CheckpointError` for anything but an ESM-2 checkpoint, `OutputError` if `path` cannot be written.
+    Raises `CheckpointError` for a family that bioseq does not know, `OutputError` if `path` cannot be written.
     """
-    from bioseq.backbones.checkpoints.checkpoint import load_checkpoint
+    from bioseq.backbones.families import open_checkpoint
 
-    checkpoint = load_checkpoint(source)
+    checkpoint = open_checkpoint(source)
     label = label or Path(source).resolve().name
+    # a padded family's own tokenizer is kept for an export; the packed ones' are written anew
+    kept = () if isinstance(checkpoint.config, ModelConfig) else TOKENIZER
     return write_backbone(
         path,
         checkpoint.config.to_dict(),
         checkpoint.tensors,
         hf_extra=(checkpoint.layout, checkpoint.extras),
+        files={f"hf/{n}": Path(source) / n for n in kept if (Path(source) / n).is_file()},
         fields={
             "name": name,
             "alphabet": checkpoint.alphabet,
@@ -65,10 +81,12 @@ def import_checkpoint(
     )
 
 
-def _card(checkpoint: Checkpoint, source: str, licence: str) -> str:
+def _card(checkpoint: Checkpoint | PaddedCheckpoint, source: str, licence: str) -> str:
     config = checkpoint.config
-    dtype = str(checkpoint.tensors["embed_tokens.weight"].dtype).removeprefix("torch.")
+    largest = max(checkpoint.tensors.values(), key=lambda t: t.numel())
+    dtype = str(largest.dtype).removeprefix("torch.")
     return _CARD.format(
+        family=_family(config),
         source=source,
         licence=licence,
         layers=config.n_layers,
@@ -81,13 +99,21 @@ def _card(checkpoint: Checkpoint, source: str, licence: str) -> str:
     )
 
 
+def _family(config: Shape) -> str:
+    """What people call it."""
+    if isinstance(config, ModelConfig):
+        learned = config.positions == "learned"
+        return {"esm": "ESM-1b" if learned else "ESM-2", "esmc": "ESM-C", "amplify": "AMPLIFY"}[config.family]
+    assert isinstance(config, PaddedConfig)
+    return {"bert": "BERT", "t5": "T5 encoder", "esm": "Nucleotide Transformer"}[config.family]
+
+
 def export_checkpoint(bundle: Bundle, path: str | Path, *, force: bool = False) -> Path:
     """Write a backbone bundle as a Hugging Face folder. An imported one gives its own config.json and
     byte-equal tensors back. Raises `BundleError` for a head, `CheckpointError` for a backbone that transformers
     cannot compute, `OutputError` if `path` cannot be written."""
     from bioseq.backbones.checkpoints.checkpoint import write_checkpoint
     from bioseq.backbones.checkpoints.layout import Layout
-    from bioseq.backbones.packed.config import ModelConfig
 
     if bundle.manifest.kind != "backbone":
         raise BundleError(
@@ -100,9 +126,21 @@ def export_checkpoint(bundle: Bundle, path: str | Path, *, force: bool = False) 
     layout = None
     if "hf/layout.json" in bundle.manifest.files:
         layout = Layout.from_dict(read_json(bundle.file("hf/layout.json")))
+    config = shape_of(bundle.manifest.architecture)
+    if not isinstance(config, ModelConfig):
+        from safetensors.torch import save_file
+
+        assert layout is not None
+        with atomic_folder(Path(path), force=force) as folder:
+            (folder / "config.json").write_text(layout.config, "utf-8")
+            save_file(tensors | extras, folder / "model.safetensors", metadata={"format": "pt"})
+            for name in TOKENIZER:
+                if f"hf/{name}" in bundle.manifest.files:
+                    (folder / name).write_bytes(bundle.file(f"hf/{name}").read_bytes())
+        return Path(path)
     return write_checkpoint(
         path,
-        ModelConfig.from_dict(bundle.manifest.architecture),
+        config,
         tensors,
         alphabet=bundle.manifest.alphabet,
         layout=layout,

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from bioseq.backbones.packed.encoder import PackedEncoder
+from bioseq.backbones.protocol import Backbone
 from bioseq.errors import BundleError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -263,6 +264,13 @@ def load_adapter(encoder: PackedEncoder, folder: str | Path) -> LoraAdapter:
 
 
 # ---------------------------------------------------------------------------------------------- attaching
+
+
+def taking(backbone: Backbone) -> PackedEncoder:
+    """The backbone, if it takes adapters. Raises `BundleError`."""
+    if not isinstance(backbone, PackedEncoder):
+        raise BundleError(f"{backbone.config.name} runs through transformers, and takes no LoRA adapters.")
+    return backbone
 
 
 class _Attached:

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from bioseq.backbones.protocol import Shape
 from bioseq.errors import SpecError
 
 Pooling = Literal["mean", "max", "cls"]
@@ -30,6 +31,20 @@ class EmbedOptions:
             raise SpecError(f"{self.pooling!r} is not one of {', '.join(POOLINGS)}.", field="pooling")
         if not self.layers:
             raise SpecError("at least one layer is needed.", field="layers")
+
+    def check(self, shape: Shape) -> None:
+        """Raise `SpecError` for a layer or a pooling that a backbone of this shape does not have."""
+        for layer in self.layers:
+            if not -shape.n_layers - 1 <= layer <= shape.n_layers:
+                raise SpecError(
+                    f"layer {layer} is not there; this model has 0 to {shape.n_layers}.", field="layers"
+                )
+        if self.pooling == "cls" and not self.per_residue and not shape.has_cls:
+            raise SpecError(
+                f"{shape.name} has no token before the sequence, so nothing to pool by 'cls'.",
+                field="pooling",
+                hint="Use mean or max.",
+            )
 
 
 def pool(hidden_LD: Tensor, pooling: str) -> Tensor:

@@ -11,9 +11,13 @@ from typing import Any
 import torch
 
 from bioseq.backbones.checkpoints.layout import Layout
+from bioseq.backbones.families import build
 from bioseq.backbones.packed.config import ModelConfig
 from bioseq.backbones.packed.encoder import PackedEncoder
-from bioseq.backbones.packed.weights import build_encoder, hash_weights
+from bioseq.backbones.packed.weights import hash_weights
+from bioseq.backbones.padded.config import PaddedConfig
+from bioseq.backbones.protocol import Backbone
+from bioseq.backbones.shapes import shape_of
 from bioseq.bundles.bundle import Bundle, write_bundle
 from bioseq.errors import BundleError, CheckpointError
 
@@ -67,17 +71,18 @@ def write_backbone(
     card: str,
     evidence: dict[str, Any],
     hf_extra: tuple[Layout, Mapping[str, torch.Tensor]] | None = None,
+    files: Mapping[str, Path] | None = None,
     force: bool = False,
 ) -> Bundle:
-    """`save_backbone` from tensors with the packed encoder's names; `fields` are the manifest's others."""
+    """`save_backbone` from tensors with their encoder's names; `fields` are the manifest's others."""
     # torch.compile puts its prefix before every name
     stored = {key.removeprefix("_orig_mod."): value for key, value in tensors.items()}
+    config = shape_of(architecture)
     extra = {
         **fields.get("extra", {}),
-        "lm_head": "lm_head.bias" in stored,
-        "dtype": str(stored["embed_tokens.weight"].dtype).removeprefix("torch."),
+        "lm_head": _has_lm_head(config, stored),
+        "dtype": str(stored[max(stored, key=lambda k: stored[k].numel())].dtype).removeprefix("torch."),
     }
-    config = ModelConfig.from_dict(architecture)
     fields = {
         **fields,
         "kind": "backbone",
@@ -86,7 +91,7 @@ def write_backbone(
         "extra": extra,
     }
     with tempfile.TemporaryDirectory() as scratch:
-        files: dict[str, Path] = {}
+        files = dict(files or {})
         if hf_extra is not None:
             layout, spare = hf_extra
             stored.update({EXTRA_TENSOR + key: value for key, value in spare.items()})
@@ -107,11 +112,11 @@ def write_backbone(
 
 def load_backbone(
     bundle: Bundle, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
-) -> PackedEncoder:
+) -> Backbone:
     """The encoder of a backbone bundle in `dtype` (float32 unless given). Raises `BundleError` naming the
     tensor that is missing, unknown or of another shape."""
     config, tensors = _parts(bundle)
-    return build_encoder(config, tensors, dtype=dtype or torch.float32, device=device, error=BundleError)
+    return build(config, tensors, dtype=dtype or torch.float32, device=device, error=BundleError)
 
 
 def weights_hash(bundle: Bundle) -> str:
@@ -122,7 +127,28 @@ def weights_hash(bundle: Bundle) -> str:
     return hash_weights(config, tensors, reference=_reference(config, bundle.manifest.extra))
 
 
-def _reference(config: ModelConfig, extra: Mapping[str, Any]) -> str | None:
+def _has_lm_head(config: ModelConfig | PaddedConfig, tensors: Mapping[str, torch.Tensor]) -> bool:
+    if isinstance(config, ModelConfig):
+        return "lm_head.bias" in tensors
+    from bioseq.backbones.padded.checkpoint import has_lm_head
+
+    return has_lm_head(config, tensors)
+
+
+def load_packed(
+    bundle: Bundle, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> PackedEncoder:
+    """`load_backbone` where only the packed encoder will do. Raises `BundleError`."""
+    encoder = load_backbone(bundle, dtype=dtype, device=device)
+    if not isinstance(encoder, PackedEncoder):
+        raise BundleError(
+            f"{bundle.manifest.name} runs through transformers, and training goes through the packed encoder.",
+            hint="docs/backbones.md says what each family can do.",
+        )
+    return encoder
+
+
+def _reference(config: ModelConfig | PaddedConfig, extra: Mapping[str, Any]) -> str | None:
     """The hash of the reference set that a backbone reads homologs from; None for one that reads none."""
     if not config.reads_homologs:
         return None
@@ -135,11 +161,11 @@ def _reference(config: ModelConfig, extra: Mapping[str, Any]) -> str | None:
     return reference
 
 
-def _parts(bundle: Bundle) -> tuple[ModelConfig, dict[str, torch.Tensor]]:
+def _parts(bundle: Bundle) -> tuple[ModelConfig | PaddedConfig, dict[str, torch.Tensor]]:
     if bundle.manifest.kind != "backbone":
         raise BundleError(f"{bundle.path} is a {bundle.manifest.kind}, not a backbone.")
     try:
-        config = ModelConfig.from_dict(bundle.manifest.architecture)
+        config = shape_of(bundle.manifest.architecture)
     except CheckpointError as error:
         raise BundleError(f"{bundle.path}: {error}") from error
     _reference(config, bundle.manifest.extra)

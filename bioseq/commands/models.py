@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     show = add("show", "what a model is: its card")
     show.add_argument("name", metavar="NAME", help="NAME, NAME@V, an alias, or a bundle's folder")
     show.add_argument("--json", action="store_true", help="manifest and evidence as JSON")
-    imported = add("import", "import a backbone in the Hugging Face ESM-2 layout")
+    imported = add("import", "import a backbone in the Hugging Face layout (docs/backbones.md lists the families)")
     imported.add_argument(
         "source",
         metavar="SRC",
@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
         help="the checkpoint's licence, for the card (default: what the hub's model card names, else unknown)",
     )
     imported.add_argument("--card", type=Path, help="a Markdown file to keep as its card")
-    export = add("export", "write a backbone in the Hugging Face ESM-2 layout")
+    export = add("export", "write a backbone in its family's Hugging Face layout")
     export.add_argument("name", metavar="NAME", help="NAME, NAME@V, an alias, or a bundle's folder")
     export.add_argument("folder", metavar="DIR", help="the folder to write")
     export.add_argument("--force", action="store_true", help="replace DIR, with all that is in it")

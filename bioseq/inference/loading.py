@@ -24,31 +24,29 @@ def load(
     homologs: str | Path | ReferenceSet = "auto",
 ) -> Predictor:
     """A predictor for a registry name (`default`, `NAME`, `NAME@V`), a backbone bundle's directory, or a
-    directory in the Hugging Face ESM-2 layout.
+    directory in the Hugging Face layout of a family that bioseq knows (docs/backbones.md).
 
     `dtype` is the arithmetic: float32, bfloat16, or int8 (linear layers, on a CPU with AVX512_VNNI or AMX). `device` is auto, cpu, cuda or cuda:N; `threads` fixes
     torch's thread count; `budget` is tokens a batch. `homologs` is for a backbone that reads them: "auto" (the
     shipped reference set), the folder of the set it was trained with, or "none". Raises `NotFoundError`,
     `BundleError`, `CheckpointError`, and `ReferenceSetError` for another set.
     """
+    from bioseq.backbones.families import alphabet_of, open_checkpoint
     from bioseq.bundles.bundle import is_checkpoint, open_bundle
     from bioseq.homologs.reading import own_set
     from bioseq.inference.predictor import Predictor
     from bioseq.inference.reading import HomologReader, check_unread
-    from bioseq.sequences.alphabet import by_name
 
     path = Path(name_or_path)
     is_path = isinstance(name_or_path, Path) or "/" in str(name_or_path) or path.is_dir()
     if is_path and is_checkpoint(path):
-        from bioseq.backbones.checkpoints.checkpoint import load_checkpoint
-
         check_unread(homologs, str(name_or_path))
-        checkpoint = load_checkpoint(path)
+        checkpoint = open_checkpoint(path)
         return Predictor(
             checkpoint.encoder,
             name=path.name,
             weights_hash=checkpoint.weights_hash,
-            alphabet=by_name(checkpoint.alphabet),
+            alphabet=alphabet_of(checkpoint.alphabet, checkpoint.config),
             dtype=dtype,
             device=device,
             threads=threads,
@@ -80,7 +78,7 @@ def load(
         version=bundle.manifest.version,
         content_hash=bundle.manifest.content_hash,
         weights_hash=weights_hash(bundle),
-        alphabet=by_name(bundle.manifest.alphabet),
+        alphabet=alphabet_of(bundle.manifest.alphabet, encoder.config),
         dtype=dtype,
         device=device,
         threads=threads,

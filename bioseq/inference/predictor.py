@@ -20,10 +20,10 @@ import numpy as np
 import torch
 
 from bioseq.backbones import lora
-from bioseq.backbones.packed.encoder import PackedEncoder
 from bioseq.backbones.packed.int8 import to_int8
 from bioseq.backbones.packed.memory import keep_heap
 from bioseq.backbones.pooling import EmbedOptions
+from bioseq.backbones.protocol import Backbone
 from bioseq.bundles.registry import Registry
 from bioseq.errors import BioseqError, ResourceError, SequenceError, SequenceTooLongError, SpecError
 from bioseq.heads.head import Head, check_base
@@ -57,7 +57,7 @@ class Predictor:
 
     def __init__(
         self,
-        encoder: PackedEncoder,
+        encoder: Backbone,
         *,
         name: str = "unnamed",
         version: int | None = None,
@@ -98,7 +98,7 @@ class Predictor:
     def has_lm_head(self) -> bool:
         return self.encoder.lm_head is not None
 
-    def _ready(self, encoder: PackedEncoder) -> PackedEncoder:
+    def _ready(self, encoder: Backbone) -> Backbone:
         """The encoder, in place, on the device and in the arithmetic."""
         if self.dtype == "int8":
             return to_int8(encoder, self.device).eval()
@@ -116,8 +116,8 @@ class Predictor:
         check_base(head, self, self.name)
         if head.adapter is not None:
             if name in self.heads:
-                lora.detach(self.encoder, name)
-            lora.attach(self.encoder, name, head.adapter)
+                lora.detach(lora.taking(self.encoder), name)
+            lora.attach(lora.taking(self.encoder), name, head.adapter)
         if head.trunk is not None:
             self._ready(head.trunk)
         self.heads[name] = head
@@ -126,7 +126,7 @@ class Predictor:
     def unload_head(self, name: str) -> None:
         head = self.heads.pop(name)
         if head.adapter is not None:
-            lora.detach(self.encoder, name)
+            lora.detach(lora.taking(self.encoder), name)
 
     # ---------------------------------------------------------------- prepare
 
@@ -176,13 +176,12 @@ class Predictor:
                     raise SpecError(
                         f"{long_sequences!r} is not one of error, window, truncate.", field="long_sequences"
                     )
+            for window in cover:
+                self.encoder.check(ids[window.start : window.end])
         except SequenceError as error:
             raise error.at(index=index, record=record, source=source) from None
-        for layer in embed.layers if embed else ():
-            if not -self.config.n_layers - 1 <= layer <= self.config.n_layers:
-                raise SpecError(
-                    f"layer {layer} is not there; this model has 0 to {self.config.n_layers}.", field="layers"
-                )
+        if embed is not None:
+            embed.check(self.config)
         routes: list[str | None] = [None] if embed is not None or logits is not None else []
         for name in heads:
             if name not in self.heads:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from bioseq.backbones import lora
 from bioseq.backbones.packed.config import EVIDENCE_WIDTH
-from bioseq.backbones.packed.encoder import PackedEncoder
 from bioseq.backbones.pooling import reduce
+from bioseq.backbones.protocol import Backbone
 from bioseq.errors import ResourceError
 from bioseq.heads.head import Head
 from bioseq.heads.relatives import joined
@@ -30,7 +30,7 @@ class BatchRunner:
     """Runs batches on `encoder`, or on the trunk of a head that has its own. `heads` is the predictor's own map."""
 
     def __init__(
-        self, encoder: PackedEncoder, alphabet: Alphabet, heads: Mapping[str, Head], device: torch.device
+        self, encoder: Backbone, alphabet: Alphabet, heads: Mapping[str, Head], device: torch.device
     ):
         self.encoder, self.alphabet, self.heads, self.device = encoder, alphabet, heads, device
 
@@ -48,7 +48,7 @@ class BatchRunner:
                     wanted.update(self.heads[name].embed_options.layers)
         return tuple(sorted({-1 if layer == depth else layer for layer in wanted})) or (-1,)
 
-    def run(self, encoder: PackedEncoder, queries: Sequence[Query], segments: list[Segment]) -> list[Part]:
+    def run(self, encoder: Backbone, queries: Sequence[Query], segments: list[Segment]) -> list[Part]:
         """One packed pass; halves the batch and tries again when a GPU runs out of memory."""
         try:
             return self._pass(encoder, queries, segments)
@@ -63,7 +63,7 @@ class BatchRunner:
         return self.run(encoder, queries, segments[:half]) + self.run(encoder, queries, segments[half:])
 
     @torch.inference_mode()
-    def _pass(self, encoder: PackedEncoder, queries: Sequence[Query], segments: list[Segment]) -> list[Part]:
+    def _pass(self, encoder: Backbone, queries: Sequence[Query], segments: list[Segment]) -> list[Part]:
         windows = [queries[s.query].cover[s.window] for s in segments]
         ids = [queries[s.query].ids[w.start : w.end] for s, w in zip(segments, windows)]
         batch = batching.pack(
@@ -101,7 +101,7 @@ class BatchRunner:
         return result
 
     def _evidence(
-        self, encoder: PackedEncoder, queries: Sequence[Query], windows: Sequence[Window], bounds: list[int]
+        self, encoder: Backbone, queries: Sequence[Query], windows: Sequence[Window], bounds: list[int]
     ) -> Tensor | None:
         """What the homologs say of the pack, float32 [T, E]; None where nobody has any."""
         if not encoder.config.reads_homologs or all(q.evidence is None for q in queries):
@@ -113,11 +113,12 @@ class BatchRunner:
                 rows[start + 1 : start + 1 + len(part)] = part
         return torch.from_numpy(rows).to(self.device, non_blocking=True)
 
-    def _routed(self, encoder: PackedEncoder, segments: list[Segment], bounds: list[int]) -> Any:
+    def _routed(self, encoder: Backbone, segments: list[Segment], bounds: list[int]) -> Any:
         if encoder is not self.encoder or all(s.route is None for s in segments):
             return nullcontext()
         return lora.routed(
-            encoder, [(s.route, start, end) for s, start, end in zip(segments, bounds, bounds[1:])]
+            lora.taking(encoder),
+            [(s.route, start, end) for s, start, end in zip(segments, bounds, bounds[1:])],
         )
 
     @torch.inference_mode()

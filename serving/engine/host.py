@@ -136,8 +136,7 @@ class Host:
         for _ in range(2):
             from bioseq.backbones.pooling import EmbedOptions
 
-            probe = "ACDEFGHIKLMNPQRSTVWY" * 10 if slot.predictor.alphabet.name == "protein" else "ACGN" * 50
-            probe = probe[: slot.predictor.max_residues]
+            probe = (slot.predictor.alphabet.standard * 50)[: min(200, slot.predictor.max_residues)]
             queries = [slot.predictor.prepare(probe, embed=EmbedOptions()) for _ in range(4)]
             await self.engine.submit(slot.predictor, queries, admitted=True)
 

@@ -3,6 +3,7 @@
 import json
 
 import amplify_reference
+import family_folders
 import numpy as np
 import pytest
 import torch
@@ -22,35 +23,11 @@ FAMILIES = ("esm1b", "esmc", "amplify")
 SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQ", "MKV", "ACDEFGHIKLMNPQRSTVWYBLLLL<mask>K", "W" * 50 + "<mask><mask>A"]
 
 
-def randomise(model):
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.08)
-    return model.eval()
-
-
-def hf_model(family, lm=True):
-    shape = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
-    if family == "esmc":
-        config = transformers.EsmcConfig(**shape, vocab_size=64, intermediate_size=64)
-        kind = transformers.EsmcForMaskedLM if lm else transformers.EsmcModel
-    else:
-        config = transformers.EsmConfig(
-            **shape, intermediate_size=96, vocab_size=33, pad_token_id=1, mask_token_id=32, token_dropout=True,
-            position_embedding_type="absolute", emb_layer_norm_before=True, max_position_embeddings=80, layer_norm_eps=1e-5,
-        )  # fmt: skip
-        kind = transformers.EsmForMaskedLM if lm else transformers.EsmModel
-    torch.manual_seed(0)
-    return randomise(kind(config))
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("families")
-    for family in ("esm1b", "esmc"):
-        hf_model(family).save_pretrained(root / family, save_original_format=False)
-    amplify_reference.save(root / "amplify")
+    for family in FAMILIES:
+        getattr(family_folders, family)(root / family)
     return {family: root / family for family in FAMILIES}
 
 
@@ -124,7 +101,9 @@ def test_imported_and_exported_the_tensors_are_the_same_bytes(folders, family, t
 @pytest.mark.parametrize("family", ["esm1b", "esmc"])
 @pytest.mark.parametrize("lm", [True, False])
 def test_transformers_loads_what_was_not_imported(tmp_path, family, lm):
-    hf_model(family, lm).save_pretrained(tmp_path / "from", save_original_format=False)
+    getattr(family_folders, f"{family}_model")(lm).save_pretrained(
+        tmp_path / "from", save_original_format=False
+    )
     found = load_checkpoint(tmp_path / "from")
     assert found.lm_head is lm
     write_checkpoint(tmp_path / "to", found.config, found.tensors)

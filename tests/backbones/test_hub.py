@@ -164,8 +164,8 @@ def test_auto_map_on_a_known_architecture_is_no_matter(hub, bioseq):
 
 
 def test_an_unknown_architecture_is_refused_before_the_weights_are_fetched(hub, bioseq):
-    edit_config(hub, model_type="bert")
-    assert "lab/tiny: config.json has model_type 'bert'" in fetch(bioseq)
+    edit_config(hub, model_type="mamba")
+    assert "lab/tiny: config.json has model_type 'mamba'" in fetch(bioseq)
     assert "model.safetensors" not in hub.files()
 
 
@@ -215,3 +215,38 @@ def test_the_licence_of_a_model_card(tmp_path, text, licence):
 
     (tmp_path / "README.md").write_text(text)
     assert _licence(tmp_path / "README.md") == licence
+
+
+@pytest.mark.parametrize(("family", "text"), [("prot_t5", "MKV"), ("nucleotides", "ACGTTA"), ("esmc", "MKV")])
+def test_other_families_come_with_their_vocabulary(hub, bioseq, tmp_path, family, text):
+    pytest.importorskip("transformers")
+    pytest.importorskip("sentencepiece")
+    import family_folders
+
+    folder = tmp_path / family
+    getattr(family_folders, family)(folder)
+    hub.repos["lab/other"] = folder
+    done = bioseq("models", "import", "hf:lab/other", "other")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "in.fasta").write_text(f">a\n{text}\n")
+    done = bioseq(
+        "embed", tmp_path / "in.fasta", "--model", "other", "-o", tmp_path / "out.npz", HF_HUB_OFFLINE="1"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_known_name_that_needs_its_own_code_is_refused_before_the_weights(hub, bioseq, tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("sentencepiece")
+    import family_folders
+
+    folder = tmp_path / "bert"
+    family_folders.prot_bert(folder)
+    config = json.loads((folder / "config.json").read_text()) | {
+        "auto_map": {"AutoModel": "bert_layers.BertModel"}
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    hub.repos["lab/tiny"] = folder
+    said = fetch(bioseq)
+    assert "runs no such code" in said
+    assert not any("safetensors" in path for _, path, _ in hub.asked)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from bioseq.backbones.packed.config import CONFIGS
 from bioseq.backbones.packed.encoder import PackedEncoder
+from bioseq.backbones.protocol import Backbone
 from bioseq.errors import (
     BioseqError,
     EmptySequenceError,
@@ -138,6 +139,7 @@ class Toy:
         self.has_lm_head = True
         self.mixture = Mixture()
         self.seen: list[tuple[bytes, int]] = []
+        self.encoder = Backbone()  # takes every sequence
         self.prepare = Predictor.prepare.__get__(self)
 
     def logits_of(self, ids: np.ndarray) -> np.ndarray:

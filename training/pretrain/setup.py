@@ -11,7 +11,7 @@ import torch
 from bioseq.backbones.checkpoints.checkpoint import load_checkpoint
 from bioseq.backbones.packed.config import ModelConfig
 from bioseq.backbones.packed.encoder import PackedEncoder
-from bioseq.backbones.storage import load_backbone
+from bioseq.backbones.storage import load_packed
 from bioseq.bundles.bundle import is_checkpoint
 from bioseq.bundles.registry import Registry
 from bioseq.errors import CheckpointError, SpecError
@@ -71,7 +71,7 @@ def open_backbone(name: str) -> PackedEncoder:
     path = Path(name)
     if is_checkpoint(path):
         return load_checkpoint(path).encoder
-    return load_backbone(Registry().resolve(name, kind="backbone"))
+    return load_packed(Registry().resolve(name, kind="backbone"))
 
 
 def check_corpus(spec: PretrainSpec, corpus: Corpus) -> None:

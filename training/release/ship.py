@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bioseq.backbones.storage import load_backbone, save_backbone
+from bioseq.backbones.storage import load_packed, save_backbone
 from bioseq.bundles.bundle import Bundle, open_bundle
 from bioseq.errors import CheckpointError
 from bioseq.sequences.fasta import read_fasta
@@ -31,7 +31,7 @@ def ship(source: Path, out: Path, checks: Path, *, half: bool = False, force: bo
     """Write `source` again as `out` with the check's figures in card and evidence (float32 arithmetic, the first
     passes). `half`: weights in bfloat16, half the size; raises `CheckpointError` if that moves a figure by 0.1 %."""
     bundle = open_bundle(source)
-    encoder = load_backbone(bundle, dtype=torch.float32)
+    encoder = load_packed(bundle, dtype=torch.float32)
     evidence = bundle.evidence()
     sets = {name: [r.sequence for r in read_fasta(checks / file)] for name, file in CHECKS.items()}
 

@@ -28,7 +28,7 @@ def parse_json(text: str, file: Path) -> dict[str, Any]:
 
 
 def read_vocabulary(path: Path, raw: dict[str, Any]) -> tuple[list[str] | None, str]:
-    """The tokens by id of vocab.txt, tokenizer.json or config.json's vocab_list, and which it was; None where none is
+    """The tokens by id of vocab.txt, tokenizer.json, spiece.model or config.json's vocab_list, and which it was; None where none is
     there. Raises `CheckpointError`."""
     if (path / "vocab.txt").exists():
         tokens = [line.strip() for line in read_text(path / "vocab.txt").splitlines()]
@@ -49,9 +49,26 @@ def read_vocabulary(path: Path, raw: dict[str, Any]) -> tuple[list[str] | None, 
         if sorted(map(str, ids.values())) != sorted(map(str, range(len(ids)))):
             raise CheckpointError(f"{path / where}: the ids of its vocabulary do not follow each other.")
         return sorted(ids, key=lambda token: ids[token]), where
+    if (path / "spiece.model").exists():
+        return _sentencepiece(path / "spiece.model"), "spiece.model"
     if isinstance(raw.get("vocab_list"), list):
         return [str(t) for t in raw["vocab_list"]], "config.json's vocab_list"
     return None, ""
+
+
+def _sentencepiece(file: Path) -> list[str]:
+    try:
+        from sentencepiece import SentencePieceProcessor
+    except ImportError:
+        raise CheckpointError(
+            f"{file} is read by the package sentencepiece, which is not installed.",
+            hint="pip install 'bioseq[families]'",
+        ) from None
+    try:
+        model = SentencePieceProcessor(model_file=str(file))
+    except (RuntimeError, OSError) as error:
+        raise CheckpointError(f"cannot read {file}.") from error
+    return [model.id_to_piece(i) for i in range(model.get_piece_size())]
 
 
 def compare_vocabulary(tokens: list[str], expected: tuple[str, ...], where: str, family: str) -> None:

@@ -76,6 +76,16 @@ class ModelConfig:
         return "amplify" if self.norm == "rms" else "esmc" if self.qk_norm else "esm"
 
     @property
+    def has_cls(self) -> bool:
+        """Whether <cls> has a state of its own."""
+        return True
+
+    @property
+    def read_as_x(self) -> str:
+        """Letters that are given to the model as X."""
+        return ""
+
+    @property
     def up_width(self) -> int:
         """Outputs of a feed-forward block's first matrix."""
         return self.d_ff * (2 if self.activation == "swiglu" else 1)

@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bioseq.backbones.packed.attention import attend
 from bioseq.backbones.packed.config import EVIDENCE_WIDTH, FIRST_LETTER, N_LETTERS, ModelConfig
+from bioseq.backbones.protocol import Backbone, places
 
 _LETTERS = slice(FIRST_LETTER, FIRST_LETTER + N_LETTERS)
 _TRAINING_MASK_SHARE = 0.15 * 0.8  # share of tokens that ESM-2's training replaced by <mask>
@@ -180,11 +181,14 @@ class LMHead(nn.Module):
         return F.linear(hidden_TD, embedding_VD if self.decoder is None else self.decoder, self.bias)
 
 
-class PackedEncoder(nn.Module):
+class PackedEncoder(Backbone):
     """tokens of several sequences in one row -> hidden states [T, D].
 
     `checkpointing` recomputes each layer in the backward pass (training only).
     """
+
+    config: ModelConfig
+    lm_head: LMHead | None
 
     def __init__(self, config: ModelConfig, *, lm_head: bool = True):
         super().__init__()
@@ -279,12 +283,7 @@ class PackedEncoder(nn.Module):
         alone, [K, D], which spares that layer most of its work.
         """
         depth = len(self.layers)
-        wanted = []
-        for layer in layers:
-            place = layer + depth + 1 if layer < 0 else layer
-            if not 0 <= place <= depth:
-                raise IndexError(f"layer {layer} is not there; this model has 0 to {depth}")
-            wanted.append(place)
+        wanted = places(layers, depth)
         x_TD = self.embed(tokens_T, cu_seqlens, evidence_TE)
         cos_T1h, sin_T1h = self.rotation(cu_seqlens, len(tokens_T), x_TD.dtype)
         gap = self.config.convolution // 2

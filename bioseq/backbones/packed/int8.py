@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bioseq.backbones.packed.encoder import PackedEncoder
+from bioseq.backbones.protocol import Backbone
 from bioseq.errors import ResourceError, SpecError
 
 _ROWS = 64  # at a time, so that float32 copies stay in the cache
@@ -61,9 +62,11 @@ def supported() -> str | None:
     return None
 
 
-def to_int8(encoder: PackedEncoder, device: torch.device) -> PackedEncoder:
+def to_int8(encoder: Backbone, device: torch.device) -> PackedEncoder:
     """The encoder, in place, with the linear layers of its blocks in int8 and the rest in bfloat16; for inference.
     Raises `SpecError` for a device that is no CPU, `ResourceError` where the processor has no instructions for it."""
+    if not isinstance(encoder, PackedEncoder):
+        raise SpecError(f"{encoder.config.name} runs through transformers, without int8.", field="dtype")
     if device.type != "cpu":
         raise SpecError("int8 is for CPUs.", field="dtype", hint="Use bfloat16 on a GPU.")
     if (why := supported()) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import fields
+from typing import Any
 
 import torch
 
@@ -43,9 +44,7 @@ def build_encoder(
     return encoder.requires_grad_(True).eval()
 
 
-def hash_weights(
-    config: ModelConfig, tensors: Mapping[str, torch.Tensor], *, reference: str | None = None
-) -> str:
+def hash_weights(config: Any, tensors: Mapping[str, torch.Tensor], *, reference: str | None = None) -> str:
     """ "sha256:..." over what decides the encoder's results: the architecture without its name, and every
     tensor's name, dtype, shape and bytes. Heads name their backbone by it.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
+from bioseq.backbones.shapes import shape_of
 from bioseq.errors import SequenceTooLongError, ServiceError
 from serving.database.keys import KeyInfo
 from serving.http.answering import embedding_bytes
@@ -43,11 +44,9 @@ async def estimate(
         status = {"tokens_per_second": None, "wait_s": 0.0, "models": {}}
     speed = status.get("tokens_per_second")
     searching = await _search_seconds(body, target, service, sum(residues) * items / len(residues))
-    a = target.manifest.architecture
-    d, f, layers = target.shape.d_model, int(a["d_ff"]), target.shape.n_layers
-    mean = sum(residues) / len(residues)
-    flops = tokens * (2.0 * layers * (4 * d * d + 2 * d * f) + 4.0 * layers * mean * d)
-    weights = 4 * (int(a["vocab_size"]) * d + layers * (4 * d * d + 2 * d * f))
+    backbone = shape_of(target.manifest.architecture)
+    flops = tokens * backbone.flops_per_token(sum(residues) / len(residues))
+    d, f, weights = backbone.d_model, backbone.d_ff, 4 * backbone.n_parameters
     budget = max([m["budget"] for m in status.get("models", {}).values()] or [2048])
     response = _response_bytes(body, target, residues, items)
     s = service.settings

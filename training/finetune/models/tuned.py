@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from bioseq.backbones import lora as adapters
+from bioseq.backbones.packed.encoder import PackedEncoder
 from bioseq.backbones.packed.weights import build_encoder
 from bioseq.backbones.pooling import EmbedOptions
 from bioseq.errors import SpecError
@@ -53,6 +54,12 @@ def fit_tuned(
             f"{method} does not train a backbone that reads homologs ({predictor.name}).",
             field="method",
             hint="Choose method 'frozen', whose features are made with homologs.",
+        )
+    if not isinstance(predictor.encoder, PackedEncoder):
+        raise SpecError(
+            f"{method} trains backbones of the packed encoder, and {predictor.name} runs through transformers.",
+            field="method",
+            hint="Choose method 'frozen'; docs/backbones.md says what each family can do.",
         )
     labels = parts["train"]
     residue = labels.task == "per_residue"
