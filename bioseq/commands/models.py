@@ -62,7 +62,9 @@ def parser() -> argparse.ArgumentParser:
     show = add("show", "what a model is: its card")
     show.add_argument("name", metavar="NAME", help="NAME, NAME@V, an alias, or a bundle's folder")
     show.add_argument("--json", action="store_true", help="manifest and evidence as JSON")
-    imported = add("import", "import a backbone in the Hugging Face layout (docs/backbones.md lists the families)")
+    imported = add(
+        "import", "import a backbone in the Hugging Face layout (docs/backbones.md lists the families)"
+    )
     imported.add_argument(
         "source",
         metavar="SRC",
