@@ -1,9 +1,6 @@
-"""The networks: how a checkpoint becomes an encoder and a backbone bundle, and where LoRA may touch it.
+"""The networks: what a backbone is, and how a checkpoint of any family becomes one.
 
-protocol    what a backbone is       families      folder or bundle -> backbone, whichever family
-packed/     the encoder              padded/       families that run through transformers
-checkpoints/  Hugging Face layouts of the packed encoder's families
-storage     bundle <-> encoder           importing   Hugging Face folder <-> bundle
-hub         Hugging Face hub -> folder   unpickling  pickled weights -> safetensors, apart
-pooling     hidden states -> embeddings  lora        adapters, routed per segment of a packed batch
+protocol, families    the contract, and one way to all      packed/, checkpoints/, padded/    who computes, and their layouts
+storage, importing    bundle <-> backbone <-> HF folder     hub, unpickling    the hub -> a folder, pickles apart
+pooling               states -> embeddings                  lora               adapters, routed by segment of a packed batch
 """
