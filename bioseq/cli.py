@@ -23,6 +23,8 @@ CORE = {
     "score": ("bioseq.commands.score", "how likely variants of a protein are"),
     "scan": ("bioseq.commands.scan", "all single substitutions of a protein, with a heat map"),
     "predict": ("bioseq.commands.predict", "properties of proteins, by the heads you name"),
+    "contacts": ("bioseq.commands.contacts", "which residues of a protein touch, by ESM-2's contact head"),
+    "attribute": ("bioseq.commands.attribute", "how much each residue adds to what a head says"),
     "homologs": ("bioseq.commands.homologs", "find relatives of proteins in a reference set"),
     "vectors": ("bioseq.commands.vectors", "keep embeddings, and find the nearest proteins"),
     "design": ("bioseq.commands.design", "new variants that an objective finds good, under constraints"),

@@ -1,4 +1,4 @@
-"""A scan as a picture: residues along the protein, substitutions down, colour for the score."""
+"""Pictures of a protein: a scan (residues along it, substitutions down, colour for the score), contacts, a track."""
 
 from __future__ import annotations
 
@@ -110,4 +110,61 @@ def draw_scan(
         under.set_label("homologs in the column (effective number)")
     figure.savefig(
         path, format=kind, metadata={"Title": "bioseq scan"} if kind != "png" else {"Software": "bioseq"}
+    )
+
+
+def draw_contacts(path: str | Path, contacts: np.ndarray, *, title: str, kind: str = "png") -> None:
+    """Write a contact map: float [L, L] probabilities, white 0, black 1."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 6.2), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    ends = (0.5, len(contacts) + 0.5)
+    image = ax.imshow(
+        contacts, cmap="Greys", vmin=0, vmax=1, extent=(*ends, *ends[::-1]), interpolation="nearest"
+    )
+    ax.set(title=title, xlabel="residue", ylabel="residue")
+    figure.colorbar(image, ax=ax, label="probability of a contact")
+    figure.savefig(path, format=kind)
+
+
+def draw_track(
+    path: str | Path, values: np.ndarray, sequence: str, *, title: str, label: str, kind: str = "png"
+) -> None:
+    """Write one bar a residue: float [L], blue above 0, orange below; letters under the bars. Long proteins are broken into
+    panels on one scale."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    length, per_panel = len(sequence), 100
+    panels = -(-length // per_panel)
+    widest = min(length, per_panel)
+    size = (max(6.0, 1.5 + 0.14 * widest), min(0.8 + 1.9 * panels, _MAX_INCHES))
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(panels, 1, squeeze=False, sharey=True)[:, 0]
+    for panel, ax in enumerate(axes):
+        part = slice(panel * per_panel, (panel + 1) * per_panel)
+        places = np.arange(1, length + 1)[part]
+        colours = np.where(values[part] >= 0, "#0072b2", "#d55e00")  # Okabe and Ito: told apart by everyone
+        ax.bar(places, values[part], width=0.9, color=colours)
+        ax.axhline(0, color="black", linewidth=0.6)
+        ax.set_xlim(places[0] - 0.6, places[0] - 0.4 + widest)
+        ax.set_xticks(places, list(sequence[part]), fontsize=7, family="monospace")
+        ax.tick_params(axis="x", length=0)
+        ax.set_xlabel(f"residues {places[0]} to {places[-1]}")
+    figure.suptitle(title)
+    figure.supylabel(label)
+    figure.savefig(path, format=kind)
+
+
+def pictures(first: str | None, count: int, most: int) -> list[Path]:
+    """Names of the pictures of `count` records: by place, never by id; the first `most`."""
+    if first is None:
+        return []
+    path = Path(first)
+    return (
+        [path] if count == 1 else [path.with_stem(f"{path.stem}-{i}") for i in range(1, min(count, most) + 1)]
     )

@@ -101,13 +101,11 @@ def main(argv: list[str]) -> int:
 
 
 def _pictures(args: argparse.Namespace, count: int) -> list[Path]:
-    """Names of the pictures: by place, never by id."""
+    from bioseq.commands.heatmap import pictures
+
     if args.no_picture or (args.output == "-" and not args.picture):
         return []
-    first = Path(args.picture) if args.picture else Path(args.output).with_suffix(".png")
-    if count == 1:
-        return [first]
-    return [first.with_stem(f"{first.stem}-{i}") for i in range(1, min(count, MAX_PICTURES) + 1)]
+    return pictures(args.picture or str(Path(args.output).with_suffix(".png")), count, MAX_PICTURES)
 
 
 def _letters(engine: Any) -> str:

@@ -9,7 +9,17 @@ from typing import TypeVar
 
 import torch
 
+from bioseq.errors import ResourceError
+
 T = TypeVar("T")
+
+
+def device_of(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ResourceError("no CUDA device is available.", hint="Use device 'cpu' or 'auto'.")
+    return name
 
 
 def in_order(batches: Iterable[Callable[[], list[T]]], lanes: int | None) -> Iterator[T]:

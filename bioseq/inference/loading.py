@@ -31,6 +31,7 @@ def load(
     shipped reference set), the folder of the set it was trained with, or "none". Raises `NotFoundError`,
     `BundleError`, `CheckpointError`, and `ReferenceSetError` for another set.
     """
+    from bioseq.backbones.contacts import ContactHead
     from bioseq.backbones.families import alphabet_of, open_checkpoint
     from bioseq.bundles.bundle import is_checkpoint, open_bundle
     from bioseq.homologs.reading import own_set
@@ -42,7 +43,7 @@ def load(
     if is_path and is_checkpoint(path):
         check_unread(homologs, str(name_or_path))
         checkpoint = open_checkpoint(path)
-        return Predictor(
+        predictor = Predictor(
             checkpoint.encoder,
             name=path.name,
             weights_hash=checkpoint.weights_hash,
@@ -53,6 +54,8 @@ def load(
             budget=budget,
             registry=registry,
         )
+        predictor.contact_head = ContactHead.of(checkpoint.extras, checkpoint.config.n_layers)
+        return predictor
     from bioseq.backbones.storage import load_backbone, weights_hash
     from bioseq.bundles.registry import Registry
     from bioseq.inference.evidence import Mixture
@@ -71,7 +74,7 @@ def load(
             reader = HomologReader(own_set(bundle.manifest.extra, homologs), threads=threads)
     else:
         check_unread(homologs, str(name_or_path))
-    return Predictor(
+    predictor = Predictor(
         encoder,
         reader=reader,
         name=bundle.manifest.name,
@@ -86,3 +89,5 @@ def load(
         registry=registry,
         mixture=Mixture.of(bundle),
     )
+    predictor.contact_head = ContactHead.of(bundle.read_tensors("hf_extra."), encoder.config.n_layers)
+    return predictor

@@ -20,18 +20,20 @@ import numpy as np
 import torch
 
 from bioseq.backbones import lora
+from bioseq.backbones.contacts import ContactHead
 from bioseq.backbones.packed.int8 import to_int8
 from bioseq.backbones.packed.memory import keep_heap
 from bioseq.backbones.pooling import EmbedOptions
 from bioseq.backbones.protocol import Backbone
 from bioseq.bundles.registry import Registry
-from bioseq.errors import BioseqError, ResourceError, SequenceError, SequenceTooLongError, SpecError
+from bioseq.errors import BioseqError, SequenceError, SequenceTooLongError, SpecError
 from bioseq.heads.head import Head, check_base
 from bioseq.inference import batching
 from bioseq.inference.batching import SPECIAL_TOKENS, Window
 from bioseq.inference.evidence import Mixture, residue_probabilities
 from bioseq.inference.homologs import HomologsOption, find_homologs, let_read
-from bioseq.inference.lanes import in_order
+from bioseq.inference.interpretation import attribute, contacts
+from bioseq.inference.lanes import device_of, in_order
 from bioseq.inference.query import Part, Query, Result, Segment, merge
 from bioseq.inference.reading import HomologReader
 from bioseq.inference.runner import BatchRunner
@@ -77,7 +79,7 @@ class Predictor:
         if threads is not None and threads < 1:
             raise SpecError(f"{threads} is below 1.", field="threads")
         self.threads = threads or len(os.sched_getaffinity(0))
-        self.device = torch.device(_device(device))
+        self.device = torch.device(device_of(device))
         if self.device.type == "cpu":
             keep_heap()
         self.name, self.version = name, version
@@ -89,6 +91,7 @@ class Predictor:
         self.registry = registry
         self.mixture = mixture or Mixture()
         self.reader = reader if encoder.config.reads_homologs else None
+        self.contact_head: ContactHead | None = None  # given by `bioseq.load`, where a checkpoint has one
         self.heads: dict[str, Head] = {}
         self._runner = BatchRunner(self.encoder, self.alphabet, self.heads, self.device)
         self.max_residues = self.config.max_residues
@@ -390,10 +393,5 @@ class Predictor:
         """Scores of all single substitutions, float32 [L, 20], letters in the order of `alphabet.standard`."""
         return scan_sites(self, sequence, strategy=strategy, **options).values
 
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ResourceError("no CUDA device is available.", hint="Use device 'cpu' or 'auto'.")
-    return name
+    contacts = contacts
+    attribute = attribute

@@ -249,6 +249,11 @@ def export(family, bundle, tmp_path):
     assert back.weights_hash == bundle.manifest.weights_hash
 
 
+def contacts(family, bundle, tmp_path):
+    found = model_of(bundle).contacts(sequences(family, 1))[0]
+    assert found.shape[0] == found.shape[1] and 0 <= found.min() < found.max() <= 1
+
+
 CHECKS = {
     "embed, any layer, per residue": embed,
     "pooling by `cls`": cls,
@@ -259,6 +264,7 @@ CHECKS = {
     "int8": int8,
     "HTTP service": http,
     "screening": screening,
+    "contacts": contacts,
     "vector stores": vectors,
     "export to its own layout": export,
 }
@@ -269,6 +275,7 @@ REASONS = {  # of a "no"
     "logits, variant scores, scans": "has no language-model head",
     "LoRA heads": "runs through transformers",
     "int8": "runs through transformers",
+    "contacts": "has no contact head",
 }
 
 
