@@ -37,7 +37,8 @@ class Alphabet:
 
     `standard` are the letters that scans substitute and probabilities are normalised over; `letters` all that
     may occur in a sequence; `gaps` letters that are refused unless asked for; `aliases` letters read as
-    another one, with a note.
+    another one, with a note; `pairs` the letters that lie opposite each other on two strands of a nucleic acid,
+    "AT CG" (a letter in no pair is its own partner), and "" where there is no such thing.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Alphabet:
     letters: str
     gaps: str = ".-"
     aliases: tuple[tuple[str, str], ...] = ()
+    pairs: str = ""
     _table: np.ndarray = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -85,6 +87,17 @@ class Alphabet:
     def standard_ids(self) -> np.ndarray:
         """Ids of the standard letters, in the order of `standard`; int64 [len(standard)]."""
         return np.array([self.tokens.index(a) for a in self.standard], dtype=np.int64)
+
+    def reverse_complement(self, ids: np.ndarray) -> np.ndarray:
+        """The other strand, read in its own direction: token ids uint8 [L] of ids uint8 [L]. Masks stay masks.
+        Raises `ValueError` for an alphabet without `pairs`."""
+        if not self.pairs:
+            raise ValueError(f"the {self.name} alphabet has no complement")
+        partner = np.arange(len(self.tokens), dtype=np.uint8)
+        for pair in self.pairs.split():
+            one, other = self.id(pair[0]), self.id(pair[1])
+            partner[one], partner[other] = other, one
+        return partner[ids[::-1]]
 
     def encode(self, sequence: str, *, gaps: bool = False, masks: bool = False) -> Encoded:
         """Token ids of a sequence, uint8 [L], upper or lower case, no special tokens added.
@@ -165,6 +178,7 @@ def _nucleic(name: str, letters: str) -> Alphabet:
         (*_SPECIAL, *letters, *ambiguous, ".", "-", MASK_TEXT),
         standard=letters,
         letters=letters + ambiguous,
+        pairs=f"A{letters[3]} CG RY KM BV DH",
     )
 
 

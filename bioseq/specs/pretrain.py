@@ -15,6 +15,7 @@ from bioseq.specs.base import Spec
 
 PINNED = (
     "alphabet",
+    "reverse_complement",
     "model",
     "masking",
     "homologs",
@@ -173,7 +174,9 @@ class PretrainSpec(Spec):
     worker holds at once, so it bounds memory and accumulates gradients. `precision` "bfloat16" is autocast
     with float32 weights. `log_every`, `checkpoint_every` in steps; `checkpoint_minutes` adds a clock (0: off);
     `keep` checkpoints are kept beside the best one. `about` is what the card says of the data. `frozen`: of the
-    backbone `init` nothing is trained but what lets it read homologs, so that without homologs it stays what it was."""
+    backbone `init` nothing is trained but what lets it read homologs, so that without homologs it stays what it was.
+    `reverse_complement`: each turn of a sequence (or crop) is read on either strand, drawn by the seed. Right for DNA
+    whose strand is not known; an RNA is one strand, so for RNA only where both occur (double-stranded viruses)."""
 
     name: str
     model: ArchitectureSpec
@@ -182,6 +185,7 @@ class PretrainSpec(Spec):
     micro_tokens: int
     crop: int = 1022
     alphabet: Literal["protein", "dna", "rna"] = "protein"
+    reverse_complement: bool = False
     sampling: Literal["uniform", "cluster"] = "uniform"
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -223,6 +227,12 @@ class PretrainSpec(Spec):
         ):
             _at_least(self, name, 1)
         _at_least(self, "seed", 0)
+        if self.reverse_complement and self.alphabet == "protein":
+            raise SpecError(
+                "a protein has no complementary strand.",
+                field="reverse_complement",
+                hint="Set reverse_complement=false, or alphabet=dna for nucleotides.",
+            )
         if self.compile and not self.workers.gpus:
             raise SpecError(
                 "torch.compile needs minutes on a CPU before the first step and gains nothing there, as attention "

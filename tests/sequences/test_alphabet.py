@@ -167,3 +167,16 @@ def test_alphabets_do_not_change():
         protein()._table[0] = 1
     with pytest.raises(ValueError, match="unique"):
         Alphabet("bad", ("A", "A"), standard="A", letters="A", gaps="")
+
+
+def test_the_other_strand():
+    a = dna()
+    turn = lambda s, alphabet=a: alphabet.decode(alphabet.reverse_complement(alphabet.encode(s).ids))  # noqa: E731
+    assert turn("AACGTTN") == "NAACGTT"
+    assert turn("RYSWKMBDHVN") == "NBDHVKMWSRY"
+    assert turn("GAUC", rna()) == "GAUC" and turn("AAU", rna()) == "AUU"
+    masked = a.encode("A<mask>C", masks=True).ids
+    assert a.decode(a.reverse_complement(masked)) == "G<mask>T"
+    assert turn(turn("ACGTRYKMSWBDHVN")) == "ACGTRYKMSWBDHVN"
+    with pytest.raises(ValueError, match="protein alphabet has no complement"):
+        protein().reverse_complement(protein().encode("MK").ids)

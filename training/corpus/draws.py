@@ -11,7 +11,7 @@ import hashlib
 import numpy as np
 
 # Purposes keep the streams of one seed apart.
-ORDER, DRAW, CROP, MASK, EVAL, HIDE, THIN, VIEW = range(8)
+ORDER, DRAW, CROP, MASK, EVAL, HIDE, THIN, VIEW, STRAND = range(9)
 PASSES = 7
 
 

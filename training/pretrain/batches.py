@@ -21,7 +21,7 @@ from bioseq.sequences.alphabet import Alphabet, by_name
 from bioseq.sequences.masking import corrupt, mask
 from bioseq.specs.pretrain import PretrainSpec
 from training.corpus.corpus import Corpus
-from training.corpus.draws import MASK, VIEW, stream
+from training.corpus.draws import MASK, STRAND, VIEW, stream
 from training.corpus.homologs import ALL, THINNED
 from training.pretrain.sampler import Sampler, share
 
@@ -106,6 +106,8 @@ class Batches:
         for place in group.tolist():
             record, start, length = (int(x[place]) for x in (items.records, items.starts, items.lengths))
             ids = self.corpus.residues(record, start, length)
+            if self.spec.reverse_complement and stream(self.spec.seed, STRAND, step, place).random() < 0.5:
+                ids = a.reverse_complement(ids)
             generator = stream(self.spec.seed, MASK, step, place)
             how, letters = self.spec.masking, a.standard_ids
             seen = self._homologs(step, place, record, start, length)

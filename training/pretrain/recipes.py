@@ -136,6 +136,24 @@ def protein_homologs_35m() -> PretrainSpec:
     )
 
 
+def dna_8m() -> PretrainSpec:
+    """protein_8m's shape for DNA, read on either strand; about an hour of one CPU core."""
+    return protein_8m().override(
+        {
+            "name": "dna_8m",
+            "alphabet": "dna",
+            "reverse_complement": True,
+            "sampling": "uniform",
+            "crop": 510,
+        }
+    )
+
+
+def rna_tiny() -> PretrainSpec:
+    """protein_tiny's shape for RNA, one strand as it is given; minutes on one CPU core."""
+    return protein_tiny().override({"name": "rna_tiny", "alphabet": "rna"})
+
+
 RECIPES: dict[str, Callable[[], PretrainSpec]] = {
     f.__name__: f
     for f in (
@@ -146,6 +164,8 @@ RECIPES: dict[str, Callable[[], PretrainSpec]] = {
         protein_650m,
         protein_homologs,
         protein_homologs_35m,
+        dna_8m,
+        rna_tiny,
     )
 }
 

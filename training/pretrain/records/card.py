@@ -13,10 +13,22 @@ from bioseq.version import __version__
 from training.corpus.corpus import Corpus
 from training.corpus.draws import PASSES
 from training.pretrain.records.checkpoint import Checkpoint
+from training.pretrain.records.kmers import kmer_baselines
 from training.pretrain.records.ngram import baselines
 from training.pretrain.records.run_folder import read_metrics
 
 _OPTIMISERS = {"adamw": "AdamW", "muon": "Muon for the matrices of the layers, AdamW for the rest"}
+
+
+_TRIGRAM = (
+    "The 3-gram model is causal and interpolated, its weights fitted by EM on training residues left out of "
+    "its counts; it is scored on the same residues, each given its two true left neighbours."
+)
+_KMERS = (
+    "Order k is a Markov model given the k true left neighbours, smoothed by the orders below, on the same nucleotides "
+    "in the strand that is given; the table has the order that does best on the set. A masked model sees both sides, with one "
+    "nucleotide in seven hidden."
+)
 
 
 def evidence_of(
@@ -24,6 +36,7 @@ def evidence_of(
 ) -> dict[str, Any]:
     """Everything that the card says, as data. Baselines are computed once a run folder's corpus."""
     rows = [r for r in read_metrics(folder) if r["kind"] == "train" and r["step"] <= found.step]
+    alphabet = by_name(spec.alphabet)
     return {
         "run": spec.name,
         "step": found.step,
@@ -44,7 +57,9 @@ def evidence_of(
         "about_data": spec.about,
         "licence": spec.licence,
         "perplexity": perplexities,
-        "baselines": baselines(corpus, vocabulary=len(by_name(spec.alphabet))),
+        "baselines": baselines(corpus, vocabulary=len(alphabet))
+        if spec.alphabet == "protein"
+        else kmer_baselines(corpus, alphabet),
     }
 
 
@@ -57,6 +72,8 @@ def write_card(evidence: dict[str, Any]) -> str:
     """Markdown for people."""
     e, spec, corpus = evidence, evidence["spec"], evidence["corpus"]
     on_cpu = not spec["workers"]["gpus"]
+    nucleic = corpus["alphabet"] != "protein"
+    unit, item = ("nucleotide", "sequence") if nucleic else ("residue", "protein")
     lines = [
         f"# {e['run']}",
         "",
@@ -68,17 +85,17 @@ def write_card(evidence: dict[str, Any]) -> str:
     if on_cpu:
         lines += [
             "**This is a model trained on a CPU**, for a short time: it has seen "
-            f"{e['tokens'] / 1e6:.1f} M tokens, thousands of times fewer than published protein language models. "
-            "It shows that everything works and gives better features than residue counts; it is not a substitute "
-            "for ESM-2. The same command continues its training, on a GPU too.",
+            f"{e['tokens'] / 1e6:.1f} M tokens, thousands of times fewer than published {'DNA and RNA' if nucleic else 'protein'} "
+            "language models. It shows that everything works"
+            + ("" if nucleic else " and gives better features than residue counts")
+            + f"; it is not a substitute for {'them' if nucleic else 'ESM-2'}. The same command continues its training, on a GPU too.",
             "",
         ]
-    lines += ["## Perplexity on held-out proteins", "", *_table(e), ""]
+    lines += [f"## Perplexity on held-out {item}s", "", *(_kmer_table(e) if nucleic else _table(e)), ""]
     lines += [
-        f"Protocol: each residue is chosen in one of {PASSES} passes; all chosen residues of a pass are replaced "
-        "by `<mask>`; cross-entropy over the whole vocabulary; sums and counts over all proteins, divided last. "
-        "The 3-gram model is causal and interpolated, its weights fitted by EM on training residues left out of "
-        "its counts; it is scored on the same residues, each given its two true left neighbours.",
+        f"Protocol: each {unit} is chosen in one of {PASSES} passes; all chosen {unit}s of a pass are replaced "
+        f"by `<mask>`; cross-entropy over the whole vocabulary; sums and counts over all {item}s, divided last. "
+        + (_KMERS if nucleic else _TRIGRAM),
         "",
         "## Training",
         "",
@@ -86,9 +103,10 @@ def write_card(evidence: dict[str, Any]) -> str:
         f"- time in training steps: {e['training_seconds'] / 60:.0f} min on {e['hardware']}",
         f"- arithmetic: {spec['precision']}"
         + (" autocast with float32 weights" if spec["precision"] == "bfloat16" else ""),
-        f"- tokens a step {spec['tokens_per_step']}, crops of {spec['crop']} residues, sampling by "
-        f"{'cluster' if spec['sampling'] == 'cluster' else 'protein'}",
-        f"- masking: {spec['masking']['rate']:.0%} of residues; of these {spec['masking']['mask']:.0%} masked, "
+        f"- tokens a step {spec['tokens_per_step']}, crops of {spec['crop']} {unit}s, sampling by "
+        f"{'cluster' if spec['sampling'] == 'cluster' else item}",
+        *(["- either strand of each turn, by the seed"] if spec.get("reverse_complement") else []),
+        f"- masking: {spec['masking']['rate']:.0%} of {unit}s; of these {spec['masking']['mask']:.0%} masked, "
         f"{spec['masking']['random']:.0%} replaced at random, the rest kept",
         f"- {_OPTIMISERS[spec['optimiser'].get('kind', 'adamw')]}, peak learning rate {spec['optimiser']['lr']:g}, schedule {spec['schedule']['kind']} with "
         f"{spec['schedule']['warmup']} steps of warm-up and {spec['schedule']['decay']} of decay",
@@ -99,7 +117,7 @@ def write_card(evidence: dict[str, Any]) -> str:
         "",
         e["about_data"] or "Sources: " + ", ".join(s["name"] for s in corpus["sources"]) + ".",
         "",
-        f"{corpus['records']:,} sequences, {corpus['residues']:,} residues"
+        f"{corpus['records']:,} sequences, {corpus['residues']:,} {unit}s"
         + (f", {corpus['clusters']:,} clusters" if corpus["clusters"] else "")
         + f"; {corpus['left_out']['duplicates']:,} exact duplicates were left out. Corpus hash {corpus['hash']}.",
         "",
@@ -109,8 +127,9 @@ def write_card(evidence: dict[str, Any]) -> str:
         "",
         "- structure prediction, contact maps or clinical interpretation of variants; no such use was tested",
         "- generating sequences",
-        f"- residues beyond {e['architecture']['max_residues']} of one chain at once: longer proteins are windowed",
-        "- organisms or families that its training data do not cover; Swiss-Prot, for one, leans to model organisms",
+        f"- {unit}s beyond {e['architecture']['max_residues']} of one chain at once: longer {item}s are windowed",
+        "- organisms or families that its training data do not cover"
+        + ("" if nucleic else "; Swiss-Prot, for one, leans to model organisms"),
         "",
         "Made by bioseq " + e["software"]["bioseq"] + f" with torch {e['software']['torch']}.",
         "",
@@ -133,4 +152,27 @@ def _table(e: dict[str, Any]) -> list[str]:
             f"| {name} | {p['proteins']:,} | {p['residues']:,} | **{p['perplexity']:.2f}** | "
             f"{base['unigram'][name]:.2f} | {base['trigram'][name]:.2f} |"
         )
+    return out
+
+
+def _kmer_table(e: dict[str, Any]) -> list[str]:
+    if not e["perplexity"]:
+        return ["No held-out set was prepared with the corpus."]
+    base = e["baselines"]
+    out = [
+        "| set | sequences | nucleotides | this model | unigram | best k-mer model |",
+        "|---|---|---|---|---|---|",
+    ]
+    lost = []
+    for name, p in e["perplexity"].items():
+        order = min(base["kmers"], key=lambda k: base["kmers"][k][name])
+        best = base["kmers"][order][name]
+        out.append(
+            f"| {name} | {p['proteins']:,} | {p['residues']:,} | **{p['perplexity']:.3f}** | "
+            f"{base['unigram'][name]:.3f} | {best:.3f} (order {order}) |"
+        )
+        if p["perplexity"] > best:
+            lost.append(name)
+    if lost:
+        out = [f"**It is worse than counting k-mers on {', '.join(lost)}.**", "", *out]
     return out
