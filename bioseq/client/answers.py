@@ -73,6 +73,14 @@ def predictions(table: Any, heads: Sequence[str]) -> list[dict[str, Any]]:
     return [dict(zip(heads, row)) for row in zip(*(table[name].to_pylist() for name in heads))]
 
 
+def by_sequence(table: Any, rows: list[Any], count: int) -> list[list[dict[str, Any]]]:
+    """Predictions of translated proteins, those of each of `count` coding sequences together, with their place."""
+    found: list[list[dict[str, Any]]] = [[] for _ in range(count)]
+    for place, row in zip(table["coding"].to_pylist(), rows, strict=True):
+        found[place.pop("sequence")].append({**place, "predictions": row})
+    return found
+
+
 def stack(rows: list[Any]) -> np.ndarray:
     return np.stack(rows) if rows else np.empty((0, 0), dtype=np.float32)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bioseq.client.answers import ARROW, cut_off, predictions, stack, table_of
+from bioseq.client.answers import ARROW, by_sequence, cut_off, predictions, stack, table_of
 from bioseq.client.answers import vectors as vectors_of
 from bioseq.client.exchange import Call, Connection, ask
 from bioseq.errors import SequenceError, SpecError
@@ -100,16 +100,23 @@ async def predict(
     heads: Sequence[str],
     *,
     nearest: int = 0,
+    translate: str = "none",
+    genetic_code: int = 1,
     long_sequences: str = "error",
     homologs: str = "auto",
     alignment: str | Path | None = None,
     on_error: str = "raise",
     progress: bool = False,
-) -> list[dict[str, dict[str, Any]]]:
-    """As `Predictor.predict`: one dict a sequence, keyed by head."""
+) -> list[Any]:
+    """As `Predictor.predict`: one dict a sequence, keyed by head. With `translate` "one" or "six" the sequences are coding
+    ones, and each gives a list of its proteins: `{"strand", "first_base", "last_base", "residues", "predictions"}`."""
     heads = [h for h in heads.split(",") if h] if isinstance(heads, str) else list(heads)
-    body = _body(at, homologs, alignment, heads=heads, nearest=nearest, long_sequences=long_sequences)
-    return await _all(at, seqs, "/v1/predict", body, partial(predictions, heads=heads), on_error, progress)
+    coding = {} if translate == "none" else {"translate": translate, "genetic_code": genetic_code}
+    body = _body(
+        at, homologs, alignment, heads=heads, nearest=nearest, long_sequences=long_sequences, **coding
+    )
+    read = partial(predictions, heads=heads)
+    return await _all(at, seqs, "/v1/predict", body, read, on_error, progress, coding=bool(coding))
 
 
 async def score(
@@ -260,19 +267,22 @@ async def _all(
     read: Callable[[Any], list[Any]],
     on_error: str,
     progress: bool,
+    coding: bool = False,
 ) -> list[Any]:
-    """The rows of all sequences, packed into requests. Under "report" a refused sequence is taken out of its pack
-    and the rest is asked for again."""
+    """The rows of all sequences, packed into requests; of `coding` ones a list each. Under "report" a refused sequence is
+    taken out of its pack and the rest is asked for again."""
     if on_error not in ("raise", "report"):
         raise SpecError(f"{on_error!r} is not one of raise, report.", field="on_error")
     errors = at.errors = list[SequenceError]()
 
     async def one(pack: Pack) -> list[Any]:
-        left, rows = pack, []
+        left, rows = pack, list[Any]()
         while left:
             try:
                 texts = [text for _, text, _ in left]
-                rows = read(await _table(at, path, {**body, "sequences": texts}, len(texts)))
+                asked = {**body, "sequences": texts}
+                table = await _table(at, path, asked, None if coding else len(texts))
+                rows = by_sequence(table, read(table), len(texts)) if coding else read(table)
                 break
             except SequenceError as error:
                 if error.index is None or not 0 <= error.index < len(left):
@@ -286,5 +296,9 @@ async def _all(
         found = {place: row for (place, _, _), row in zip(left, rows, strict=True)}
         return [found.get(place) for place, _, _ in pack]
 
-    asks = (partial(one, pack) for pack in _packs(seqs, await limits(at)))
+    most = await limits(at)
+    if coding:  # six proteins of a sequence, and together twice as many residues as it has bases
+        most = {**most, "max_items": max(1, most["max_items"] // 6)}
+        most["max_request_tokens"] //= 4
+    asks = (partial(one, pack) for pack in _packs(seqs, most))
     return await _joined(at, asks, len(seqs) if isinstance(seqs, Sequence) else 0, progress)

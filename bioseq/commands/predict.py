@@ -87,7 +87,9 @@ def main(argv: list[str]) -> int:
             hint="Use .csv, .jsonl or .parquet, or pass --format.",
         )
     if args.translate:
-        _check_code(args.genetic_code)
+        from bioseq.sequences.translation import check_code
+
+        check_code(args.genetic_code)
     from bioseq.output import atomic_file, whole_stdout
 
     if args.output == "-":
@@ -101,14 +103,6 @@ def main(argv: list[str]) -> int:
     note = f"; {skipped} records left out" if skipped else ""
     print(f"predictions of {count} proteins in {args.output}{note}", file=sys.stderr)
     return 0
-
-
-def _check_code(code: int) -> None:
-    from Bio.Data.CodonTable import unambiguous_dna_by_id
-
-    if code not in unambiguous_dna_by_id:
-        known = ", ".join(map(str, sorted(unambiguous_dna_by_id)))
-        raise SpecError(f"NCBI has no genetic code {code}.", field="genetic_code", hint=f"One of {known}.")
 
 
 def _place(record: Any) -> dict[str, Any]:

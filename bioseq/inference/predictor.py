@@ -154,6 +154,7 @@ class Predictor:
         record = None if isinstance(sequence, str) else sequence.id
         source = None if isinstance(sequence, str) else sequence.source
         try:
+            self.alphabet.check_kind(text)
             encoded = self.alphabet.encode(text, gaps=gaps, masks="<mask>" in text)
             ids, notes = encoded.ids, list(encoded.notes)
             overlap = 0

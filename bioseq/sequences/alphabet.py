@@ -17,6 +17,9 @@ from bioseq.errors import EmptySequenceError, IllegalResidueError
 
 _ILLEGAL = 255
 MASK_TEXT = "<mask>"
+_SURELY = 30
+_NUCLEOTIDES = np.isin(np.arange(256), np.frombuffer(b"ACGTUNacgtun", np.uint8))
+_NEVER_NUCLEOTIDES = set("EFILPQ")
 _MASK_SPOT = "\x1a"  # stands for one mask while positions are counted; no letter of any alphabet
 
 
@@ -128,14 +131,26 @@ class Alphabet:
                 bad |= raw == ord(gap)
         if bad.any():
             at = int(np.argmax(bad))
-            raise self._illegal(sequence[at], at + 1)
+            raise self._illegal(sequence[at], at + 1, sequence)
         for letter, target in self.aliases:
             count = int(np.count_nonzero((raw == ord(letter)) | (raw == ord(letter.lower()))))
             if count:
                 notes.append(f"{count} {letter} read as {target}")
         return Encoded(ids, tuple(notes))
 
-    def _illegal(self, letter: str, position: int) -> IllegalResidueError:
+    def check_kind(self, sequence: str) -> None:
+        """Raise `IllegalResidueError` for nucleotides where a protein is meant. A, C, G, T and N are amino acids too, so
+        `encode` takes them; but no protein has 30 residues or more, all of them these and each of A, C, G, T there."""
+        if self.pairs or len(sequence) < _SURELY:
+            return
+        raw = np.frombuffer(sequence.encode("latin-1", "replace"), dtype=np.uint8)
+        if _NUCLEOTIDES[raw].all() and set(sequence.upper().replace("U", "T")) >= set("ACGT"):
+            raise IllegalResidueError(
+                f"{len(sequence)} letters, all of them nucleotides; this model reads proteins.",
+                hint="Translate them (translate one or six), or name a model for DNA or RNA.",
+            )
+
+    def _illegal(self, letter: str, position: int, sequence: str = "") -> IllegalResidueError:
         if letter == "*":
             what, hint = (
                 "a stop '*' inside the sequence",
@@ -146,6 +161,10 @@ class Alphabet:
         else:
             shown = repr(letter) if letter.isprintable() and letter.isascii() and letter else "this character"
             what, hint = shown, f"The {self.name} alphabet has {self.letters}."
+            if self.pairs and letter.upper() in "TU":
+                hint += f" Write {letter.upper()} as {self.standard[3]}."
+            elif self.pairs and not _NEVER_NUCLEOTIDES.isdisjoint(sequence.upper()):
+                hint = f"This looks like a protein, and {self.name.upper()} is needed: give the coding sequence, or name a protein model."
         return IllegalResidueError(
             f"illegal residue at position {position}: {what}.", position=position, hint=hint
         )

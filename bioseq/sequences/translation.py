@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from itertools import product
 from typing import NamedTuple
 
-from bioseq.errors import EmptySequenceError, IllegalResidueError, SequenceError
+import numpy as np
+
+from bioseq.errors import EmptySequenceError, IllegalResidueError, SequenceError, SpecError
 from bioseq.sequences.alphabet import dna
 from bioseq.sequences.fasta import Record
+
+_LETTERS = len(dna().letters)  # ids of the DNA alphabet that may stand in a codon, one after the other
 
 
 class Product(NamedTuple):
@@ -30,9 +36,18 @@ class Coded(Record):
     last: int = 0
 
 
+def check_code(code: int) -> None:
+    """Raise `SpecError` unless NCBI has a genetic code of this number."""
+    from Bio.Data.CodonTable import unambiguous_dna_by_id
+
+    if code not in unambiguous_dna_by_id:
+        known = ", ".join(map(str, sorted(unambiguous_dna_by_id)))
+        raise SpecError(f"NCBI has no genetic code {code}.", field="genetic_code", hint=f"One of {known}.")
+
+
 def coded(record: Record, mode: str, code: int) -> Iterator[Coded | SequenceError]:
     """The proteins of a DNA record by `products`, with coordinates; a frame of stops alone gives none."""
-    length = len(record.sequence)
+    length = len(record.sequence.removesuffix("*"))  # which encoding drops
     for suffix, protein, _, start in products(record.sequence, mode, code):
         if isinstance(protein, SequenceError):
             yield protein.at(record=record.id, source=record.source)
@@ -54,8 +69,8 @@ def translated(
     if mode == "none":
         yield "", sequence, ()
         return
-    for product in products(sequence, mode, code):
-        yield product[:3]
+    for suffix, protein, notes, _ in products(sequence, mode, code):
+        yield suffix, protein, notes
 
 
 def products(sequence: str, mode: str, code: int) -> Iterator[Product]:
@@ -66,23 +81,22 @@ def products(sequence: str, mode: str, code: int) -> Iterator[Product]:
     stops, as ID/+1 to ID/+3 and ID/-1 to ID/-3; the first of equally long ones. `code` is an NCBI genetic
     code. U reads as T, an ambiguous codon as X, and one or two bases at the end are left out.
     """
-    from Bio.Seq import Seq
-
     text = sequence.upper().replace("U", "T")
     fault: SequenceError | None = None
+    ids = np.zeros(0, np.uint8)
     try:
-        dna().encode(text)
+        ids = dna().encode(text).ids
     except SequenceError as error:
         fault = error
-    if fault is None and len(text) < 3:
+    if fault is None and len(ids) < 3:
         fault = EmptySequenceError("fewer than three nucleotides, so no codon to translate.")
     if mode == "one":
         if fault is not None:
             yield Product("", fault)
             return
-        protein = str(Seq(text[: len(text) // 3 * 3]).translate(table=code))
-        left = len(text) % 3
-        notes = (f"translated from {len(text)} nucleotides, genetic code {code}",)
+        protein = _translated(ids, code)
+        left = len(ids) % 3
+        notes = (f"translated from {len(ids)} nucleotides, genetic code {code}",)
         inside = protein[:-1].find("*")
         if inside >= 0:
             yield Product("", _stop(inside))
@@ -90,21 +104,33 @@ def products(sequence: str, mode: str, code: int) -> Iterator[Product]:
             yield Product("", protein, notes + ((f"{left} nucleotides at the end left out",) if left else ()))
         return
     for strand in "+-":
-        template = text if strand == "+" or fault is not None else str(Seq(text).reverse_complement())
+        template = ids if strand == "+" or fault is not None else dna().reverse_complement(ids)
         for frame in range(3):
             suffix = f"/{strand}{frame + 1}"
             if fault is not None:
                 yield Product(suffix, fault)
                 continue
-            end = frame + (len(template) - frame) // 3 * 3
-            stretches = (
-                str(Seq(template[frame:end]).translate(table=code)).split("*") if end > frame else [""]
-            )
+            stretches = _translated(template[frame:], code).split("*")
             best = max(stretches, key=len)
             before = sum(len(s) + 1 for s in stretches[: stretches.index(best)])
             start = frame + 3 * before
             note = f"frame {strand}{frame + 1} from nucleotide {start + 1}, genetic code {code}"
             yield Product(suffix, best, (note,), start)
+
+
+def _translated(ids: np.ndarray, code: int) -> str:
+    """Ids of the DNA alphabet from their first codon on; one or two at the end are left out."""
+    codons = ids[: len(ids) // 3 * 3].reshape(-1, 3).astype(np.int64) - dna().id("A")
+    return _codons(code)[codons @ (_LETTERS**2, _LETTERS, 1)].tobytes().decode("ascii")
+
+
+@cache
+def _codons(code: int) -> np.ndarray:
+    """The amino acid of each codon, ambiguous ones too, as Biopython has it: ASCII, uint8 [15 ** 3]."""
+    from Bio.Seq import Seq
+
+    every = "".join(map("".join, product(dna().letters, repeat=3)))
+    return np.frombuffer(str(Seq(every).translate(table=code)).encode("ascii"), dtype=np.uint8)
 
 
 def _stop(place: int) -> IllegalResidueError:

@@ -14,13 +14,14 @@ from typing import ClassVar
 from fastapi import Request
 from starlette.responses import Response, StreamingResponse
 
-from bioseq.errors import ServiceError, SpecError
+from bioseq.errors import SequenceError, ServiceError, SpecError
 from bioseq.heads.features import kept
 from bioseq.homologs.alignment import most_rows
 from serving.database.keys import KeyInfo
 from serving.engine.asks import Ask, Reply
 from serving.engine.searches import SearchAsk, SearchReply, reading
 from serving.http.checks import Checked, checked, slices
+from serving.http.coding import Coding
 from serving.http.formats import Writer
 from serving.http.service import Service, service_of
 from serving.http.targets import Target, find, own_set
@@ -39,6 +40,7 @@ class Order(ABC):
     long_sequences: str = "error"
     homologs: str = "auto"  # none, a reference set, or auto
     alignment: str | None = None  # the text of one, in place of a search
+    coding: Coding | None = None  # the sequences are proteins that were translated
     mixes: ClassVar[bool] = False  # homologs stand beside a backbone that does not read them
 
     def auto(self, service: Service) -> str:
@@ -47,6 +49,12 @@ class Order(ABC):
 
     def check(self, target: Target, service: Service) -> None:
         """Raise what is wrong with it for this model."""
+        if self.coding is not None and target.shape.alphabet.name != "protein":
+            raise SpecError(
+                f"{target.model.name} reads {target.shape.alphabet.name}, not proteins.",
+                field="translate",
+                hint="Leave translate out: it reads the sequences as they are.",
+            )
         limit = service.settings.max_items
         if len(self.sequences) > limit:
             raise too_many_items(len(self.sequences), limit)
@@ -83,7 +91,11 @@ async def answer(request: Request, key: KeyInfo, order: Order) -> Response:
     service = service_of(request)
     target = await find(service, order.model, order.heads)
     order.check(target, service)
-    cost = order.cost(target, await checked(target.shape, order.sequences, order.long_sequences))
+    try:
+        plain = await checked(target.shape, order.sequences, order.long_sequences)
+    except SequenceError as error:
+        raise error if order.coding is None else order.coding.blamed(error) from None
+    cost = order.cost(target, plain)
     a_sequence, a_residue = order.answer_bytes(target)
     settings = service.settings
     sizes = [a_sequence + a_residue * n for n in cost.residues]
@@ -99,7 +111,7 @@ async def answer(request: Request, key: KeyInfo, order: Order) -> Response:
             )  # fmt: skip
     if order.alignment is not None:
         _check_alignment(order, target)
-    tokens = sum(cost.tokens) + reading(order.alignment)
+    tokens = sum(cost.tokens) + reading(order.alignment) + (order.coding.tokens if order.coding else 0)
     cuts = slices(cost.tokens, sizes, settings.chunk_tokens, settings.chunk_bytes)
     # What a reader who stalls leaves lying here: the piece that is sent, and those that are asked for meanwhile. Pieces of
     # one large item each are asked for one after another.

@@ -56,6 +56,7 @@ def check(shape: Shape, sequences: Sequence[str], long_sequences: str) -> Checke
     residues, tokens = [], []
     for index, sequence in enumerate(sequences):
         try:
+            shape.alphabet.check_kind(sequence)
             length = len(shape.alphabet.encode(sequence, masks=True))
             if length > shape.max_residues and long_sequences == "error":
                 raise SequenceTooLongError(

@@ -55,6 +55,17 @@ def prediction_type(example: dict[str, Any]) -> Any:
     return pa.struct([(k, fields.get(k, spare.get(k))) for k in example])
 
 
+def coding_type() -> Any:
+    """The struct type of `CodingPlace`."""
+    import pyarrow as pa
+
+    number = pa.int64()
+    return pa.struct(
+        [("sequence", number), ("strand", pa.string()), ("first_base", number), ("last_base", number)]
+        + [("residues", number)]
+    )
+
+
 def _plain_type(value: Any) -> Any:
     import pyarrow as pa
 

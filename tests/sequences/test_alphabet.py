@@ -180,3 +180,32 @@ def test_the_other_strand():
     assert turn(turn("ACGTRYKMSWBDHVN")) == "ACGTRYKMSWBDHVN"
     with pytest.raises(ValueError, match="protein alphabet has no complement"):
         protein().reverse_complement(protein().encode("MK").ids)
+
+
+@pytest.mark.parametrize("letters", ["ACGT", "ACGU", "acgt", "ACGTN"])
+def test_nucleotides_are_no_protein(letters):
+    sequence = letters * 10
+    with pytest.raises(
+        IllegalResidueError, match="all of them nucleotides; this model reads proteins"
+    ) as fault:
+        protein().check_kind(sequence)
+    assert "Translate them" in str(fault.value) and sequence not in str(fault.value)
+    protein().check_kind(sequence + "S")  # one other letter makes it a protein
+    dna().check_kind(sequence)
+
+
+@pytest.mark.parametrize(
+    "sequence", ["A" * 40, "ACG" * 20, "GATTACA", "ACGT" * 7, "TANATANA" * 10], ids=range(5)
+)
+def test_peptides_of_few_letters_are_proteins(sequence):
+    protein().check_kind(sequence)
+
+
+@pytest.mark.parametrize("alphabet", [dna(), rna()], ids=lambda a: a.name)
+def test_a_protein_is_no_nucleic_acid(alphabet):
+    with pytest.raises(IllegalResidueError, match=r"position 3: 'E'.*looks like a protein") as fault:
+        alphabet.encode("MKELLP")  # M and K are ambiguity codes
+    assert f"{alphabet.name.upper()} is needed" in str(fault.value)
+    wrong, right = ("U", "T") if alphabet.name == "dna" else ("T", "U")
+    with pytest.raises(IllegalResidueError, match=f"Write {wrong} as {right}"):
+        alphabet.encode("AC" + wrong.lower())

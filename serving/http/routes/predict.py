@@ -12,11 +12,13 @@ from serving.engine.asks import Ask, Reply
 from serving.http.answering import Order, answer
 from serving.http.auth import require
 from serving.http.checks import Checked
+from serving.http.coding import Coding, translate
 from serving.http.formats import ARROW, JSON, JsonRows, TableRows, Writer, choose
 from serving.http.routes.body import Route
 from serving.http.schemas.common import problems
 from serving.http.schemas.predict import PredictRequest, PredictResponse
-from serving.http.tables import prediction_type
+from serving.http.service import service_of
+from serving.http.tables import coding_type, prediction_type
 from serving.http.targets import Target
 from serving.problems import Problem
 
@@ -41,14 +43,18 @@ async def predict(
     key: KeyInfo = require("predict"),
 ) -> Response:
     """Predictions of one or many heads, computed in one pass, with intervals and out-of-domain scores."""
-    return await answer(request, key, PredictOrder(body, choose(accept, (JSON, ARROW))))
+    media = choose(accept, (JSON, ARROW))
+    coding = None
+    if body.translate != "none":
+        coding = await translate(service_of(request), body.sequences, body.translate, body.genetic_code)
+    return await answer(request, key, PredictOrder(body, media, coding))
 
 
 class PredictOrder(Order):
-    def __init__(self, body: PredictRequest, media: str):
+    def __init__(self, body: PredictRequest, media: str, coding: Coding | None = None):
         super().__init__(
-            model=body.model, sequences=body.sequences, heads=body.heads,
-            long_sequences=body.long_sequences, homologs=body.homologs, alignment=body.alignment,
+            model=body.model, sequences=body.sequences if coding is None else coding.proteins, heads=body.heads,
+            long_sequences=body.long_sequences, homologs=body.homologs, alignment=body.alignment, coding=coding,
         )  # fmt: skip
         self.body, self.media = body, media
         if len(set(body.heads)) < len(body.heads):
@@ -68,8 +74,8 @@ class PredictOrder(Order):
     def writer(self, target: Target, cost: Checked) -> Writer:
         exact = {name: model.exact for name, model in target.heads.items()}
         if self.media == JSON:
-            return JsonRows({"model": target.model.exact, "heads": exact}, _items(exact))
-        return TableRows(_columns(exact), {"model": target.model.exact})
+            return JsonRows({"model": target.model.exact, "heads": exact}, _items(exact, self.coding))
+        return TableRows(_columns(exact, self.coding), {"model": target.model.exact})
 
 
 def _by_asked_name(exact: dict[str, str], reply: Reply, i: int) -> dict[str, Any]:
@@ -77,14 +83,17 @@ def _by_asked_name(exact: dict[str, str], reply: Reply, i: int) -> dict[str, Any
     return {name: reply.predictions[i][of] for name, of in exact.items()}
 
 
-def _items(exact: dict[str, str]) -> Any:
+def _items(exact: dict[str, str], coding: Coding | None) -> Any:
     def item(reply: Reply, i: int, index: int) -> dict[str, Any]:
-        return {"index": index, "predictions": _by_asked_name(exact, reply, i), "notes": reply.notes[i]}
+        place = {"coding": coding.places[index]} if coding else {}
+        return {
+            "index": index, **place, "predictions": _by_asked_name(exact, reply, i), "notes": reply.notes[i]
+        }  # fmt: skip
 
     return item
 
 
-def _columns(exact: dict[str, str]) -> Any:
+def _columns(exact: dict[str, str], coding: Coding | None) -> Any:
     types: dict[str, Any] = {}
 
     def columns(reply: Reply, first: int) -> dict[str, Any]:
@@ -92,6 +101,8 @@ def _columns(exact: dict[str, str]) -> Any:
 
         rows = [_by_asked_name(exact, reply, i) for i in range(len(reply.notes))]
         made: dict[str, Any] = {"index": pa.array(range(first, first + len(rows)), type=pa.int64())}
+        if coding:
+            made["coding"] = pa.array(coding.places[first : first + len(rows)], type=coding_type())
         for name in exact:
             if name not in types:
                 types[name] = prediction_type(rows[0][name])

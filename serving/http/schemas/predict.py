@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,6 +31,16 @@ class PredictRequest(Wire):
     nearest: Annotated[
         int, Field(ge=0, le=100, description="Name so many nearest training examples beside each prediction.")
     ] = 0
+    translate: Annotated[
+        Literal["none", "one", "six"],
+        Field(
+            description="The sequences are coding ones, DNA or RNA: predict the protein of frame 1, whole (`one`), or each "
+            "frame's longest stretch between stops (`six`). Each row then says in `coding` which bases code for it."
+        ),
+    ] = "none"
+    genetic_code: Annotated[
+        int, Field(ge=1, le=1000, description="NCBI translation table, for `translate`.")
+    ] = 1
     long_sequences: LongSequences = "error"
     homologs: OwnHomologs = "auto"
     alignment: Alignment = None
@@ -56,8 +66,22 @@ class Prediction(BaseModel):
     version: int | None = None
 
 
+class CodingPlace(Answer):
+    """Where a translated protein is coded, without a stop codon. Residue i is the codon that begins at base
+    `first_base` + 3 (i - 1) on strand "+"; on "-" the one that begins at `last_base` - 3 (i - 1), read backwards."""
+
+    sequence: int = Field(description="Place of the coding sequence in the request, from 0.")
+    strand: Literal["+", "-"]
+    first_base: int = Field(description="From 1, in the sequence as it was given.")
+    last_base: int = Field(description="Inclusive; over `first_base` on both strands.")
+    residues: int
+
+
 class PredictItem(Answer):
-    index: int
+    index: int = Field(
+        description="Place in the answer, which is that in the request unless it was translated."
+    )
+    coding: CodingPlace | None = Field(None, description="With `translate` only.")
     predictions: dict[str, Prediction] = Field(description="By the head's name as asked for.")
     notes: list[str]
 
