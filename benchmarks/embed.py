@@ -43,8 +43,20 @@ ERRORS = {
 }  # of random weights, to transformers' float32 one by one
 
 
-def hf_config(shape: str) -> Any:
-    from transformers import EsmConfig
+ESMC = {"esmc-300m": (30, 960, 15, 2560), "esmc-600m": (36, 1152, 18, 3072)}  # layers, width, heads, inner
+
+
+def hf_config(shape: str, layers: int | None) -> Any:
+    from transformers import EsmcConfig, EsmConfig
+
+    if shape in ESMC:
+        depth, width, heads, inner = ESMC[shape]
+        return EsmcConfig(
+            num_hidden_layers=layers or depth,
+            hidden_size=width,
+            num_attention_heads=heads,
+            intermediate_size=inner,
+        )
 
     from bioseq.backbones.packed.config import CONFIGS
 
@@ -54,7 +66,7 @@ def hf_config(shape: str) -> Any:
         mask_token_id=32,
         pad_token_id=1,
         hidden_size=c.d_model,
-        num_hidden_layers=c.n_layers,
+        num_hidden_layers=layers or c.n_layers,
         num_attention_heads=c.n_heads,
         intermediate_size=c.d_ff,
         position_embedding_type="rotary",
@@ -74,24 +86,22 @@ def why_not() -> str | None:
     return supported()
 
 
-def attention(shape: str) -> dict[str, str]:
+def attention(head: int) -> dict[str, str]:
     """What is chosen here in bfloat16, by the length of a sequence."""
     import torch
 
     from bioseq.backbones.packed.attention import kernel
-    from bioseq.backbones.packed.config import CONFIGS
 
-    head = CONFIGS[shape].head_dim
     return {str(n): kernel(torch.bfloat16, head, n) for n in (64, 128, 256, 512, 1024)}
 
 
-def make_weights(shape: str, folder: str) -> None:
+def make_weights(config: Any, folder: str) -> None:
     """One random checkpoint in the Hugging Face layout that every process loads."""
     import torch
-    from transformers import EsmForMaskedLM
+    from transformers import AutoModelForMaskedLM
 
     torch.manual_seed(0)
-    model = EsmForMaskedLM(hf_config(shape))
+    model = AutoModelForMaskedLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
@@ -107,10 +117,12 @@ def serve_bioseq(pipe: Any, folder: str, dtype: str, threads: int, device: str) 
 
 def serve_hf(pipe: Any, folder: str, dtype: str, threads: int, device: str) -> None:
     import torch
-    from transformers import EsmModel
+    from transformers import AutoModel
 
     torch.set_num_threads(threads)
-    model = EsmModel.from_pretrained(folder, attn_implementation="sdpa", add_pooling_layer=False)
+    model = AutoModel.from_pretrained(
+        folder, attn_implementation="sdpa"
+    )  # the pooler of ESM is one small product
     model = model.to(device, getattr(torch, dtype)).eval()
     from bioseq.sequences.alphabet import protein
 
@@ -198,6 +210,7 @@ def _answer(pipe: Any, embed: Any) -> None:
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--shape", default="8m")
+    p.add_argument("--layers", type=int, default=None, help="fewer than the shape has, for a short run")
     p.add_argument("--proteins", type=int, default=512)
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--slice", type=int, default=64, help="proteins a turn")
@@ -212,6 +225,8 @@ def main() -> int:
 
     import tempfile
 
+    from bioseq.backbones.checkpoints.checkpoint import load_checkpoint
+
     sequences = read_proteins(args.proteins, args.fasta, limit=1022)
     dtypes = ["float32", "bfloat16"] if args.device == "cpu" else ["bfloat16"]
     ours = [*dtypes, "int8"] if args.device == "cpu" and why_not() is None else dtypes
@@ -222,7 +237,8 @@ def main() -> int:
 
     context = mp.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        make_weights(args.shape, folder)
+        make_weights(hf_config(args.shape, args.layers), folder)
+        shape = load_checkpoint(folder).config
         pipes, processes = {}, {}
         for name, target in targets.items():
             here, there = context.Pipe()
@@ -276,9 +292,7 @@ def main() -> int:
         if not error <= limit:
             print(f"{name}: outputs differ by {error:.2e}, over {limit}", file=sys.stderr)
             return 1
-    from bioseq.backbones.packed.config import CONFIGS
-
-    flops = sum((len(s) + 2) * CONFIGS[args.shape].flops_per_token(len(s) + 2) for s in sequences) / tokens
+    flops = sum((len(s) + 2) * shape.flops_per_token(len(s) + 2) for s in sequences) / tokens
     speed = {n: args.rounds * tokens / seconds for n, seconds in total.items()}
     best = {d: max((n for n in theirs if theirs[n][2] == d), key=lambda n: speed[n]) for d in dtypes}
 
@@ -309,6 +323,7 @@ def main() -> int:
         "versions": versions(),
         "command": "python benchmarks/embed.py " + " ".join(Path(a).name for a in sys.argv[1:]),
         "shape": args.shape,
+        "layers": shape.n_layers,
         "threads": args.threads,
         "proteins": len(sequences),
         "tokens": tokens,
@@ -322,7 +337,7 @@ def main() -> int:
             n: speed[n] * flops / statistics.median(rates["float32" if d == "float32" else "bfloat16"])
             for n, (_, _, d) in settings.items()
         },
-        "attention_by_length": attention(args.shape) if args.device == "cpu" else {},
+        "attention_by_length": attention(shape.head_dim) if args.device == "cpu" else {},
         "peak_memory_mib": memory,
         "worst_relative_error_to_transformers_one_by_one": errors,
         "ratios": ratios,
