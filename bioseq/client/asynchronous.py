@@ -5,6 +5,7 @@ from __future__ import annotations
 from bioseq.client import calls
 from bioseq.client import campaigns as campaign_calls
 from bioseq.client import jobs as job_calls
+from bioseq.client import keys as key_calls
 from bioseq.client.drivers import Awaiting
 from bioseq.client.exchange import Connection
 
@@ -22,6 +23,11 @@ class AsyncClient(Connection):
     score = calls.score
     scan = calls.scan
     search = calls.search
+    stores = calls.stores
+    homologs = calls.homologs
+    keys = key_calls.keys
+    create_key = key_calls.create_key
+    revoke_key = key_calls.revoke_key
     upload = job_calls.upload
     files = job_calls.files
     delete_file = job_calls.delete_file

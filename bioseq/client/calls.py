@@ -203,6 +203,20 @@ async def search(
     return await _joined(at, iter(asks), first, progress)
 
 
+async def stores(at: Connection) -> list[dict[str, Any]]:
+    """The server's vector stores: `store`, `vectors`, `indexed`, `weights_hash` of each."""
+    return (await ask(at, Call("GET", "/v1/stores")))["data"]
+
+
+async def homologs(
+    at: Connection, sequence: str | Record, *, homologs: str = "auto", most: int = 50
+) -> dict[str, Any]:
+    """The best homologs of one protein in a reference set of the server: `source`, `number` found, `query`, and in `data` of
+    each `id`, `identity`, `coverage`, `e_value`, `bits` and `aligned`, its residues on the protein's columns."""
+    body = {"sequence": _text(sequence), "homologs": homologs, "most": most}
+    return await ask(at, Call("POST", "/v1/homologs", body))
+
+
 # ------------------------------------------------------------------------------------------------------ requests
 
 

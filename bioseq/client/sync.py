@@ -18,6 +18,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from bioseq.client import calls
 from bioseq.client import campaigns as campaign_calls
 from bioseq.client import jobs as job_calls
+from bioseq.client import keys as key_calls
 from bioseq.client.asynchronous import AsyncClient
 from bioseq.client.drivers import Blocking, run
 from bioseq.client.exchange import Connection
@@ -85,6 +86,11 @@ class Client(Connection):
     score = _blocking(calls.score)
     scan = _blocking(calls.scan)
     search = _blocking(calls.search)
+    stores = _blocking(calls.stores)
+    homologs = _blocking(calls.homologs)
+    keys = _blocking(key_calls.keys)
+    create_key = _blocking(key_calls.create_key)
+    revoke_key = _blocking(key_calls.revoke_key)
     upload = _blocking(job_calls.upload)
     files = _blocking(job_calls.files)
     delete_file = _blocking(job_calls.delete_file)

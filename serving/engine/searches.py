@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from bioseq.errors import BioseqError, NotFoundError, SearchError, SequenceError, ServiceError
 from bioseq.homologs.alignment import most_rows
 from bioseq.homologs.search import fresh_protein
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from bioseq.bundles.registry import Registry
     from bioseq.heads.relatives import Relatives
     from bioseq.heads.searching import HeadSearch
+    from bioseq.homologs.hits import Hits
     from bioseq.homologs.profile import Profile
     from bioseq.inference.evidence import Found
     from serving.settings import Settings
@@ -42,7 +45,8 @@ class SearchAsk:
     """Sequences whose homologs in `reference` are wanted, and what homologs say of them to `heads`, exact names;
     `variants` leaves near copies out (see `bioseq.inference.homologs`). `alignment`: the text of the one sequence's, which
     is taken instead of a search. `admitted`: the request's first slice was
-    accepted, so this one must be."""
+    accepted, so this one must be. `hits`: the so many best hits of each sequence are wanted, not what a model reads of
+    them."""
 
     reference: str | None
     sequences: tuple[str, ...] = field(repr=False)
@@ -53,16 +57,19 @@ class SearchAsk:
     caller: str = ""
     heads: tuple[str, ...] = ()
     alignment: str | None = field(default=None, repr=False)
+    hits: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class SearchReply:
-    """`found` and, by head, `told`: one a sequence."""
+    """`found` and, by head, `told`: one a sequence; `hits`, one a sequence, in place of `found`; `count` of all hits of each."""
 
     fault: Fault | None = None
     found: tuple[Found, ...] = ()
     told: dict[str, tuple[Relatives, ...]] = field(default_factory=dict)
     search_s: float = 0.0
+    hits: tuple[Hits, ...] = ()
+    count: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +142,13 @@ class Reference(Searcher):
         return [Found(profile, self.name) for profile in self.door.profiles([q.sequence for q in queries])]
 
 
+class HitsOf(Reference):
+    """One reference set: the hits themselves."""
+
+    def find(self, queries: Sequence[Wanted]) -> list[Any]:
+        return list(self.door.search([q.sequence for q in queries]))
+
+
 class Alignments(Searcher):
     """Alignments that came with the requests."""
 
@@ -187,7 +201,7 @@ class Searches:
     ):
         self.settings, self._registry = settings, registry
         self.references = settings.references
-        self._opened: dict[tuple[str, bool], Reference] = {}
+        self._opened: dict[tuple[str, bool, type[Reference]], Reference] = {}
         self._heads: OrderedDict[str, OfHead] = OrderedDict()
         self._aligned = {variants: Alignments(variants) for variants in (False, True)}
         self._lock = threading.Lock()  # of what is opened: two first requests open it once
@@ -219,9 +233,9 @@ class Searches:
         except Exception as error:
             line("homologs", state="not ready", error=type(error).__name__, code=getattr(error, "code", None))
 
-    def _open(self, name: str, variants: bool) -> Reference:
+    def _open(self, name: str, variants: bool, kind: type[Reference] = Reference) -> Reference:
         """Raises `NotFoundError`, and what opening a reference set raises."""
-        key = (name, variants)
+        key = (name, variants, kind)
         with self._lock:
             if key not in self._opened:
                 if name not in self.references:
@@ -230,7 +244,7 @@ class Searches:
                         "there is no reference set of that name.", code="homologs.not_found",
                         hint=f"This server has: {known}.",
                     )  # fmt: skip
-                self._opened[key] = Reference(self.references[name], variants, self.settings.search_threads)
+                self._opened[key] = kind(self.references[name], variants, self.settings.search_threads)
             return self._opened[key]
 
     def _head(self, exact: str) -> OfHead:
@@ -276,6 +290,11 @@ class Searches:
                 if ask.alignment is not None:
                     found = await self._all(ask, wanted, self._aligned.__getitem__, ask.variants)
                     wanted = [Wanted(ask.sequences[0], 0, profile=found[0].profile)]
+                elif ask.hits and ask.reference is not None:
+                    all_hits = await self._all(ask, wanted, self._open, ask.reference, ask.variants, HitsOf)
+                    best = tuple(h.select(np.arange(min(len(h), ask.hits))) for h in all_hits)
+                    took = time.perf_counter() - began
+                    return SearchReply(hits=best, count=tuple(map(len, all_hits)), search_s=took)
                 elif ask.reference is not None:
                     found = await self._all(ask, wanted, self._open, ask.reference, ask.variants)
                 told = {head: tuple(await self._all(ask, wanted, self._head, head)) for head in ask.heads}

@@ -25,7 +25,19 @@ from serving.engine.link import LocalLink
 from serving.engine.searches import Searches
 from serving.http import error_responses
 from serving.http.limits import RequestLimits
-from serving.http.routes import campaigns, embed, estimate, health, jobs, models, predict, search, variants
+from serving.http.routes import (
+    campaigns,
+    embed,
+    estimate,
+    health,
+    homologs,
+    jobs,
+    keys,
+    models,
+    predict,
+    search,
+    variants,
+)
 from serving.http.routes.body import Route
 from serving.http.schemas import common
 from serving.http.schemas.models import RegisterRequest
@@ -39,7 +51,7 @@ from serving.telemetry.metrics import EngineMetrics
 # Each has a `router`; and some `attach(service)`, an async context manager that runs while the application does
 # (background work, what they keep in `service.extras`).
 ROUTES: tuple[Any, ...] = (
-    embed, predict, variants, search, models, estimate, health, jobs, campaigns, page,
+    embed, predict, variants, search, homologs, models, estimate, health, jobs, campaigns, keys, page,
 )  # fmt: skip
 _DESCRIPTION = """Protein language models: embeddings, property predictions and variant scores.
 

@@ -166,7 +166,9 @@ def test_a_campaign_is_started_measured_and_seen(tab: Any, site: Any, tmp_path: 
     assert "<html" in Path(report.value.path()).read_text()
 
 
-@pytest.mark.parametrize("view", ["predict", "protein", "library", "train", "campaigns", "jobs", "models"])
+@pytest.mark.parametrize(
+    "view", ["predict", "protein", "library", "train", "campaigns", "jobs", "models", "keys"]
+)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_serious_finding_of_axe(chromium: Any, site: Any, view: str, scheme: str) -> None:
     from axe_playwright_python.sync_playwright import Axe

@@ -475,3 +475,33 @@ def test_a_search_that_fails_for_one_costs_its_batch_mates_nothing(reference, mo
     monkeypatch.setattr(room, "_search_chunk", all_fail)
     assert all(isinstance(f, ServiceError) for f in runner.run(queries))
     assert calls == [9, 1], "a program that is broken is not asked for each"
+
+
+def test_homologs_of_a_protein_come_aligned_to_it(with_family, reference, serve):
+    from bioseq.homologs.door import Homologs
+
+    async def go():
+        async with with_family() as http:
+            r = await http.post("/v1/homologs", json={"sequence": WILD.lower(), "most": 5})
+            assert r.status_code == 200, r.text
+            body = r.json()
+            want = Homologs(reference.folder, threads=1, quiet=True).align(WILD)
+            assert body["number"] == len(want) >= 10 and len(body["data"]) == 5
+            assert [d["id"] for d in body["data"]] == list(want.ids[:5]) and body["query"] == WILD
+            for place, row in enumerate(body["data"]):
+                assert len(row["aligned"]) == len(WILD)
+                pairs = [(a, b) for a, b in zip(row["aligned"], WILD) if a != "-"]
+                assert row["identity"] == pytest.approx(sum(a == b for a, b in pairs) / len(pairs), abs=1e-3)
+                assert row["coverage"] == pytest.approx(len(pairs) / len(WILD), abs=1e-3)
+                assert row["bits"] == pytest.approx(want.bits[place], abs=0.06)
+            none = await http.post("/v1/homologs", json={"sequence": "GSGSGSGSGSGSGSGSGSGS"})
+            assert none.json()["number"] == 0 and none.json()["data"] == []
+            bad = await http.post("/v1/homologs", json={"sequence": "MKT1"})
+            assert bad.status_code == 422 and bad.json()["code"] == "sequence.illegal_residue"
+            other = await http.post("/v1/homologs", json={"sequence": WILD, "homologs": "moon"})
+            assert (other.status_code, other.json()["code"]) == (404, "homologs.not_found")
+        async with serve() as http:
+            r = await http.post("/v1/homologs", json={"sequence": WILD})
+            assert (r.status_code, r.json()["code"]) == (404, "homologs.not_found")
+
+    asyncio.run(go())

@@ -128,3 +128,17 @@ def test_both_clients_search(live, proteins):
                 return await other.search("proteins", SEQS, k=2)
 
         assert asyncio.run(go()) == found
+
+
+def test_stores_are_listed(serve, proteins, tmp_path):
+    async def go():
+        async with serve(vector_stores=[str(proteins.path), str(tmp_path / "removed")]) as http:
+            told = (await http.get("/v1/stores")).json()["data"]
+            assert [(s["store"], s["vectors"], s["indexed"]) for s in told] == [
+                ("proteins", len(SEQS), False)
+            ]
+            assert told[0]["weights_hash"] == proteins.settings.weights_hash
+        async with serve() as http:
+            assert (await http.get("/v1/stores")).json() == {"data": []}
+
+    asyncio.run(go())

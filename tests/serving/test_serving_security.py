@@ -278,3 +278,61 @@ def test_every_route_is_counted_and_limited_but_the_one_that_tells_the_limits(se
 
     asyncio.run(go())
     assert keys.used(info.id) == (5, 0)
+
+
+def test_an_admin_makes_lists_and_revokes_keys_and_no_secret_is_told_twice(serve, keys):
+    _, admin = keys.create("root", ("admin",))
+    reader, reading = keys.create("reader", ("read", "predict", "train"))
+
+    async def go():
+        async with serve() as http:
+            asked = {"name": "lab", "scopes": ["predict", "read"], "tokens_per_minute": 1000, "days": 3}
+            for method, path, body in (("GET", "/v1/keys", None), ("POST", "/v1/keys", asked),
+                                       ("DELETE", f"/v1/keys/{reader.id}", None)):  # fmt: skip
+                assert code(await http.request(method, path, json=body), 401) == "auth.unauthenticated"
+                assert (
+                    code(await http.request(method, path, json=body, headers=bearer(reading)), 403)
+                    == "auth.forbidden"
+                )
+            made = await http.post("/v1/keys", json=asked, headers=bearer(admin))
+            assert made.status_code == 201, made.text
+            told = made.json()
+            text = told.pop("key")
+            assert (
+                told["name"] == "lab"
+                and told["tokens_per_minute"] == 1000
+                and told["expires"] > told["created"]
+            )
+            assert (await http.get("/v1/models", headers=bearer(text))).status_code == 200
+            listed = await http.get("/v1/keys", headers=bearer(admin))
+            assert [k["name"] for k in listed.json()["data"]] == ["root", "reader", "lab"]
+            assert text.split("_", 2)[2] not in listed.text and "digest" not in listed.text
+            for bad in ({"name": ""}, {"name": "a", "scopes": ["god"]}, {"name": "a", "scopes": []}, {"name": "a", "days": 0},
+                        {"name": "a", "more": 1}, {"name": "a" * 201}):  # fmt: skip
+                assert (
+                    code(await http.post("/v1/keys", json=bad, headers=bearer(admin)), 422)
+                    == "request.invalid"
+                )
+            assert code(await http.delete("/v1/keys/0123", headers=bearer(admin)), 404) == "key.not_found"
+            mine = next(k["id"] for k in listed.json()["data"] if k["name"] == "root")
+            assert code(await http.delete(f"/v1/keys/{mine}", headers=bearer(admin)), 409) == "keys.own"
+            gone = await http.delete(f"/v1/keys/{told['id']}", headers=bearer(admin))
+            assert gone.status_code == 200 and gone.json()["revoked"]
+            await asyncio.sleep(2.1)  # what a key is remembered for
+            assert (await http.get("/v1/models", headers=bearer(text))).status_code == 401
+
+    asyncio.run(go())
+
+
+def test_the_first_key_must_be_an_admins(serve):
+    async def go():
+        async with serve() as http:
+            assert (await http.get("/v1/keys")).json() == {"data": []}
+            assert code(await http.post("/v1/keys", json={"name": "lab"}), 409) == "keys.first"
+            made = await http.post("/v1/keys", json={"name": "root", "scopes": ["admin"]})
+            assert made.status_code == 201
+            await asyncio.sleep(2.1)
+            assert (await http.get("/v1/keys")).status_code == 401
+            assert (await http.get("/v1/keys", headers=bearer(made.json()["key"]))).status_code == 200
+
+    asyncio.run(go())

@@ -26,7 +26,7 @@ from serving.http.checks import Checked
 from serving.http.formats import JSON, Whole, dumps
 from serving.http.routes.body import Route
 from serving.http.schemas.common import problems
-from serving.http.schemas.search import SearchRequest, SearchResponse
+from serving.http.schemas.search import SearchRequest, SearchResponse, StoreInfo, StoreList
 from serving.http.service import Service, service_of
 from serving.http.targets import Target, find
 from serving.problems import Problem, too_many_items
@@ -89,6 +89,27 @@ async def nearest(request: Request, body: SearchRequest, key: KeyInfo = require(
     told = {"model": name, "store": body.store, "vectors": size, "exact": found.exact, "data": data}
     usage = {"items": len(queries), "tokens": tokens}
     return Response(dumps({**told, "usage": usage}), media_type=JSON, headers={"X-Model": name})
+
+
+@router.get("/stores", responses=problems(401, 403))
+async def stores(request: Request, key: KeyInfo = require("read")) -> StoreList:
+    """The vector stores of this server that can be searched. One that cannot be read now is left out."""
+    folders = service_of(request).settings.stores
+    found = [await asyncio.to_thread(_told, name, folder) for name, folder in sorted(folders.items())]
+    return StoreList(data=[one for one in found if one is not None])
+
+
+def _told(name: str, folder: str) -> StoreInfo | None:
+    try:
+        store = VectorStore(folder)
+    except VectorStoreError:
+        return None
+    if store.settings.per_residue:
+        return None
+    indexed = index_path(store).is_file()
+    return StoreInfo(
+        store=name, vectors=len(store), indexed=indexed, weights_hash=store.settings.weights_hash
+    )
 
 
 def _open(folder: str) -> VectorStore:

@@ -34,6 +34,17 @@ class SearchRequest(Wire):
     )
 
 
+class StoreInfo(Answer):
+    store: str
+    vectors: int
+    indexed: bool = Field(description="Whether it has an index for approximate searches.")
+    weights_hash: str = Field(description="Of the backbone that made its vectors.")
+
+
+class StoreList(Answer):
+    data: list[StoreInfo]
+
+
 class Hit(Answer):
     ids: list[str] = Field(description="The ids that came with this vector.")
     similarity: float = Field(description="Cosine.")

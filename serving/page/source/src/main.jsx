@@ -3,6 +3,7 @@ import { render } from "preact";
 import { useEffect, useState } from "preact/hooks";
 import { get, onKey, setKey } from "./api.js";
 import { Campaign, Campaigns } from "./campaigns.jsx";
+import { Keys } from "./keys.jsx";
 import { Library } from "./library.jsx";
 import { Job, Jobs } from "./jobs.jsx";
 import { Model, Models } from "./models.jsx";
@@ -19,6 +20,7 @@ const VIEWS = [
   ["campaigns", "Campaigns", Campaigns],
   ["jobs", "Jobs", Jobs],
   ["models", "Models", Models],
+  ["keys", "Keys", Keys],
 ];
 
 function KeyForm({ asked, onDone }) {

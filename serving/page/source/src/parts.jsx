@@ -137,6 +137,8 @@ export function Chart({ draw, label, depends = [] }) {
       if (gone || !place.current) return;
       try {
         const figure = draw(Plot, Math.max(320, place.current.clientWidth));
+        // Plot names its groups; a group without a role may have no name, and the picture's own says it all.
+        figure.querySelectorAll("g[aria-label]").forEach((group) => group.removeAttribute("aria-label"));
         place.current.replaceChildren(figure);
       } catch (error) { setProblem(error); }
     });

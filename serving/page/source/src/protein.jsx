@@ -1,6 +1,6 @@
 // One protein: tracks along it, every substitution, and what stands behind the answers.
 import { useEffect, useMemo, useState } from "preact/hooks";
-import { post, predict, save } from "./api.js";
+import { get, post, predict, save } from "./api.js";
 import { csv, parse } from "./fasta.js";
 import { kept } from "./kept.js";
 import { Chart, Problem, Table, useTask } from "./parts.jsx";
@@ -41,6 +41,8 @@ export function Protein({ server }) {
       {given && (answer || scan) && <h2>{given.id} <small>{given.description} {given.sequence.length} residues</small></h2>}
       {answer && <Answers answer={answer} />}
       {(answer || scan) && <Tracks sequence={given.sequence} answer={answer} scan={scan} />}
+      {given && (answer || scan) && <Relatives key={given.sequence} sequence={given.sequence} />}
+      {given && (answer || scan) && <Similar key={`s${given.sequence}`} sequence={given.sequence} />}
       {scan && <Scan id={given.id} sequence={given.sequence} scan={scan} />}
     </>
   );
@@ -84,6 +86,84 @@ function Tracks({ sequence, answer, scan }) {
           width, height: 130, marginLeft: 140, x: { label: "residue", domain: [1, sequence.length] }, y: { label: "homologs", grid: true }, style: { background: "transparent" },
           marks: [Plot.areaY(depth, { x: "place", y: "depth", fill: COLOURS[0], fillOpacity: 0.6, curve: "step" }), Plot.ruleY([0])],
         })} />}
+    </>
+  );
+}
+
+// Residues alike in kind have one colour; letters say the rest (Clustal's groups).
+const KINDS = { A: "h", V: "h", L: "h", I: "h", M: "h", F: "h", W: "h", C: "h", K: "p", R: "p", D: "n", E: "n", S: "o", T: "o", N: "o", Q: "o", G: "s", P: "s", H: "a", Y: "a" };
+
+function Relatives({ sequence }) {
+  const [found, setFound] = useState(null);
+  const [from, setFrom] = useState(1);
+  const [most, setMost] = useState(30);
+  const task = useTask();
+  const WIDE = 80;
+  const look = () => task.run(async (signal) => setFound(await post("v1/homologs", { sequence, most: 200 }, { signal })));
+  const last = Math.min(sequence.length, from + WIDE - 1);
+  const cut = (text) => text.slice(from - 1, last);
+  return (
+    <>
+      <h3>Homologs, aligned</h3>
+      {!found && <p><button type="button" disabled={task.busy} onClick={look}>Show its homologs</button> {task.busy && <span role="status">Searching ...</span>}</p>}
+      <Problem error={task.problem} />
+      {found && !found.number && <p>No homolog in {found.source}: nothing in this set resembles the protein.</p>}
+      {found && found.number > 0 && (
+        <>
+          <p>{found.number.toLocaleString("en")} in {found.source}; the best {Math.min(most, found.data.length)} on the residues of the protein. A dot is the protein's own residue, a dash a gap; what a homolog has between two residues is left out.</p>
+          {sequence.length > WIDE && (
+            <p class="tools"><label>First residue shown <input type="range" aria-label="first residue of the alignment" min={1} max={sequence.length - WIDE + 1} value={from} onInput={(e) => setFrom(Number(e.target.value))} /></label> {from} to {last}</p>
+          )}
+          <div class="scroll" tabIndex={0} role="region" aria-label="alignment of the homologs">
+            <table class="alignment">
+              <caption>Residues {from} to {last}</caption>
+              <thead><tr><th scope="col">protein</th><th scope="col">identity</th><th scope="col">covers</th><th scope="col">E-value</th><th scope="col">residues</th></tr></thead>
+              <tbody>
+                <tr><th scope="row">this one</th><td /><td /><td /><td><Row text={cut(found.query)} /></td></tr>
+                {found.data.slice(0, most).map((h) => (
+                  <tr key={h.id}><th scope="row">{h.id}</th><td class="num">{Math.round(100 * h.identity)} %</td><td class="num">{Math.round(100 * h.coverage)} %</td><td class="num">{h.e_value.toExponential(0)}</td><td><Row text={cut(h.aligned)} against={cut(found.query)} /></td></tr>
+                ))}
+              </tbody>
+            </table>
+          </div>
+          <p class="tools">
+            {most < found.data.length && <button type="button" onClick={() => setMost(found.data.length)}>Show all {found.data.length}</button>}
+            <button type="button" onClick={() => save(new Blob([`>query\n${found.query}\n`, ...found.data.map((h) => `>${h.id}\n${h.aligned}\n`)], { type: "text/plain" }), "alignment.a3m")}>Download as a3m</button>
+          </p>
+        </>
+      )}
+    </>
+  );
+}
+
+function Row({ text, against }) {
+  return <code>{[...text].map((a, i) => (against && a === against[i] ? <span key={i} class="same">.</span> : <span key={i} class={`kind-${KINDS[a] ?? "none"}`}>{a}</span>))}</code>;
+}
+
+function Similar({ sequence }) {
+  const [stores, setStores] = useState(null);
+  const [store, setStore] = useState("");
+  const [found, setFound] = useState(null);
+  const task = useTask();
+  useEffect(() => { task.run(async (signal) => { const all = (await get("v1/stores", { signal })).data; setStores(all); setStore(all[0]?.store ?? ""); }); }, []);
+  const look = () => task.run(async (signal) => setFound(await post("v1/search", { store, sequences: [sequence], k: 20 }, { signal })));
+  return (
+    <>
+      <h3>Similar proteins</h3>
+      {stores?.length === 0 && <p>This service has no vector store. An admin makes one with <code>bioseq vectors add</code> and names it when the service starts.</p>}
+      {stores?.length > 0 && (
+        <p class="tools">
+          <label>Among <select value={store} onChange={(e) => { setStore(e.target.value); setFound(null); }}>{stores.map((s) => <option key={s.store} value={s.store}>{s.store} ({s.vectors.toLocaleString("en")} proteins)</option>)}</select></label>
+          <button type="button" disabled={task.busy} onClick={look}>Find the nearest by embedding</button>
+        </p>
+      )}
+      <Problem error={task.problem} />
+      {found && (
+        <Table rows={found.data[0].hits} page={20} caption={`Nearest of ${found.vectors.toLocaleString("en")} by embedding. Near is alike to the model; it is no proof of a common ancestor.`} columns={[
+          { name: "protein", sort: (h) => h.ids.join(", ") },
+          { name: "similarity", sort: (h) => h.similarity, numeric: true },
+        ]} />
+      )}
     </>
   );
 }
