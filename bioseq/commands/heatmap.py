@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bioseq.errors import OutputError
+from bioseq.reports.page import Picture, Section, page
+
+if TYPE_CHECKING:
+    from bioseq.inference.variants import Scored
 
 FORMATS = ("png", "svg", "pdf")
 _DEEP = 100.0  # effective homologs; a column as deep is black
@@ -25,7 +31,7 @@ def picture_format(path: str | Path) -> str:
 
 
 def draw_scan(
-    path: str | Path,
+    path: str | Path | io.BytesIO,
     scores: np.ndarray,
     sequence: str,
     *,
@@ -168,3 +174,58 @@ def pictures(first: str | None, count: int, most: int) -> list[Path]:
     return (
         [path] if count == 1 else [path.with_stem(f"{path.stem}-{i}") for i in range(1, min(count, most) + 1)]
     )
+
+
+def scan_sections(name: str, sequence: str, scored: Scored, letters: str) -> list[Section]:
+    """What a scan's report says of one protein: its heat map, and a line a residue."""
+    homologs = scored.homologs
+    depth = None if homologs is None else homologs.depth
+    image = io.BytesIO()
+    draw_scan(image, scored.values, sequence, letters=letters, title=name, depth=depth)
+    behind = (
+        "No homologs were sought: the scores are the model's alone."
+        if homologs is None
+        else f"Behind the scores stand {homologs.number:,} homologs from {homologs.source} (effective number {homologs.effective:.1f}) beside "
+        "the model and a substitution matrix."
+        if homologs.number
+        else f"No homolog was found in {homologs.source}: the scores are the model's and a substitution matrix's alone."
+    )
+    rows = []
+    for place, (wild, scores) in enumerate(zip(sequence, scored.values)):
+        order = [i for i in np.argsort(-scores, kind="stable") if letters[i] != wild]
+        rows.append(
+            (
+                place + 1, wild, float(np.mean([scores[i] for i in order])),
+                ", ".join(f"{letters[i]} {scores[i]:.2f}" for i in order[:3]),
+                ", ".join(f"{letters[i]} {scores[i]:.2f}" for i in order[-3:]),
+                *(() if depth is None else (float(depth[place]),)),
+            )
+        )  # fmt: skip
+    header = [
+        "residue",
+        "is",
+        "mean score",
+        "likeliest changes",
+        "least likely",
+        *([] if depth is None else ["homologs"]),
+    ]
+    held = sorted(rows, key=lambda row: row[2])[:10]
+    return [
+        Section(
+            name,
+            [
+                behind,
+                "Above 0 a residue is likelier than the one that is there, below 0 less likely (natural logarithm of the ratio); scores rank "
+                "variants and have no unit of fitness.",
+                "Least open to change: " + ", ".join(f"{r[1]}{r[0]}" for r in held) + ".",
+                *scored.notes,
+            ],
+            [Picture(image.getvalue(), f"Heat map of all substitutions of {name}")],
+        ),
+        Section(f"{name}: every residue", header=header, rows=rows, folded=True),
+    ]
+
+
+def scan_page(model: str, strategy: str, sections: list[Section]) -> str:
+    """The report of a scan."""
+    return page("Every substitution", lead=f"Model {model}, {strategy}.", sections=sections)

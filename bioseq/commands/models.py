@@ -30,6 +30,7 @@ _EXAMPLES = {
     "import": "bioseq models import ~/checkpoints/esm2_t6_8M esm2-8m --licence MIT\n"
     "  bioseq models import hf:facebook/esm2_t12_35M_UR50D esm2-35m",
     "export": "bioseq models export esm2-8m@1 hf_folder",
+    "report": "bioseq models report localization -o localization.html",
     "register": "bioseq models register runs/solubility/bundle --name solubility",
     "remove": "bioseq models remove solubility@1",
     "alias": "bioseq models alias default esm2-8m@1",
@@ -92,6 +93,12 @@ def parser() -> argparse.ArgumentParser:
     )
     alias = add("alias", "point an alias at a version, or move it there")
     alias.add_argument("alias", metavar="NAME", help="the alias")
+    report = add("report", "write a head's report: how good it is, beside what, and what it has seen")
+    report.add_argument("name", metavar="NAME", help="registry name, NAME@V, or bundle folder")
+    report.add_argument(
+        "-o", "--output", required=True, metavar="FILE.html", help="one file with its pictures inside"
+    )
+    report.add_argument("--force", action="store_true", help="replace an existing file")
     alias.add_argument("target", metavar="NAME@V", help="the version to point at")
     return p
 
@@ -112,6 +119,14 @@ def main(argv: Sequence[str]) -> int:
 
         folder = export_checkpoint(registry.resolve(args.name), args.folder, force=args.force)
         _say(f"wrote {folder}")
+    elif args.command == "report":
+        from bioseq.heads.report import head_report
+        from bioseq.output import atomic_file
+
+        text = head_report(registry.resolve(args.name))
+        with atomic_file(args.output, force=args.force) as temporary:
+            temporary.write_text(text, "utf-8")
+        _say(f"wrote {args.output}")
     elif args.command == "register":
         _report(registry.register(args.bundle, args.name, accept_weak=args.accept_weak))
     elif args.command == "remove":

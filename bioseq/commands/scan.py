@@ -19,6 +19,7 @@ from bioseq.errors import OutputError
 
 if TYPE_CHECKING:
     from bioseq.inference.variants import Scored
+    from bioseq.reports.page import Section
     from bioseq.sequences.fasta import Record
 
 _EVIDENCE = ("homologs", "column_homologs", "model_weight")
@@ -46,13 +47,19 @@ def parser() -> argparse.ArgumentParser:
         f"{MAX_PICTURES} are drawn, numbered by place",
     )
     group.add_argument("--no-picture", action="store_true", help="draw none")
+    p.add_argument(
+        "--report",
+        metavar="FILE.html",
+        help=f"one offline page with heat map, a line for each residue, and what stands behind the scores; of the first {MAX_PICTURES} "
+        "records",
+    )
     add_scoring_options(p)
     return p
 
 
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
-    from bioseq.commands.heatmap import draw_scan, picture_format
+    from bioseq.commands.heatmap import draw_scan, picture_format, scan_page, scan_sections
     from bioseq.output import atomic_file, check_free
     from bioseq.sequences.fasta import read_fasta
 
@@ -60,8 +67,10 @@ def main(argv: list[str]) -> int:
     ahead = list(itertools.islice(records, MAX_PICTURES + 1))
     pictures = _pictures(args, len(ahead))
     kind = picture_format(pictures[0]) if pictures else "png"
-    for path in [*pictures, *([] if args.output == "-" else [Path(args.output)])]:
+    kept = [] if args.output == "-" else [Path(args.output)]
+    for path in [*pictures, *kept, *([Path(args.report)] if args.report else [])]:
         check_free(path, force=args.force)
+    sections: list[Section] = []
     if pictures and args.output != "-" and Path(args.output) in pictures:
         raise OutputError(f"table and picture would both be {args.output}.", hint="Name another picture.")
     options = homolog_options(args)
@@ -90,11 +99,18 @@ def main(argv: list[str]) -> int:
                 draw_scan(
                     temporary, scored.values, sequence, letters=letters, title=title, kind=kind, depth=depth
                 )
+            if args.report and count < MAX_PICTURES:
+                sections += scan_sections(record.id or f"record {count + 1}", sequence, scored, letters)
             count += 1
+        if args.report:
+            path = stack.enter_context(atomic_file(args.report, force=args.force))
+            path.write_text(scan_page(_name(args, engine), args.strategy, sections), "utf-8")
     if args.output != "-":
         print(f"substitutions of {count} protein{'s' * (count > 1)} in {args.output}", file=sys.stderr)
     for path in pictures:
         print(f"picture in {path}", file=sys.stderr)
+    if args.report:
+        print(f"report in {args.report}", file=sys.stderr)
     if pictures and count > len(pictures):
         print(f"only the first {len(pictures)} of {count} are drawn", file=sys.stderr)
     return 0

@@ -463,6 +463,10 @@ def test_the_command_writes_and_predict_reads(tmp_path, backbone):
         )
         == 0
     )
+    report = (tmp_path / "lysine.html").read_text()
+    assert (
+        "Head lysine" in report and "on rows that it did not train on" in report and "<script" not in report
+    )
     fasta = tmp_path / "p.fasta"
     fasta.write_text("".join(f">q{i}\n{s}\n" for i, s in enumerate(sequences(4, 8))))
     common = ["predict", str(fasta), "--heads", str(head), "--model", str(backbone), "--threads", "1"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import json
@@ -10,29 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment
 
 from bioseq.campaigns.campaign import PLATES, Campaign
 from bioseq.homologs.database import LETTERS
 from bioseq.output import atomic_file
 from bioseq.ranking import spearman
-
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Campaign {{ name }}</title>
-<style>body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse}td,th{border-bottom:1px solid #ddd;padding:.2rem .8rem;text-align:left}
-img{max-width:100%}h2{margin-top:2rem}</style>
-<h1>Campaign {{ name }}</h1>
-<p>{{ status.space }} variants in the space, {{ status.rounds }} rounds;
-{% for k, v in status.wells.items() if v %}{{ v }} {{ k }}{{ ", " if not loop.last }}{% endfor %}.</p>
-<table><tr><th>objective<th>best variant<th>value</tr>
-{% for o, b in status.best.items() %}<tr><td>{{ o }}<td>{{ b.variant }}<td>{{ "%.4g"|format(b.value) }}</tr>{% endfor %}</table>
-{% if models %}<h2>What the rounds believed</h2><table><tr><th>round<th>objective<th>surrogate
-<th>Spearman, held out<th>coverage of 80 % intervals</tr>
-{% for m in models %}<tr><td>{{ m.round }}<td>{{ m.objective }}<td>{{ m.surrogate }}<td>{{ m.scores }}<td>{{ m.coverage }}</tr>{% endfor %}
-</table>{% endif %}
-{% for p in pictures %}<h2>{{ p.title }}</h2><p>{{ p.text }}</p>
-<img alt="{{ p.title }}" src="data:image/png;base64,{{ p.data }}">{% endfor %}</html>
-"""
+from bioseq.reports.page import Picture, Section, page
 
 
 def report(campaign: Campaign, path: str | Path, *, force: bool = False) -> None:
@@ -42,14 +24,12 @@ def report(campaign: Campaign, path: str | Path, *, force: bool = False) -> None
     from matplotlib import pyplot as plt
 
     state = campaign.state()
-    pictures: list[dict[str, str]] = []
-    models: list[dict[str, Any]] = []
+    pictures: list[Section] = []
+    models: list[tuple[Any, ...]] = []
 
     def keep(figure: Any, title: str, text: str) -> None:
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+        pictures.append(Section(title, [text], [Picture.of(figure, title)]))
         plt.close(figure)
-        pictures.append({"title": title, "text": text, "data": base64.b64encode(buffer.getvalue()).decode()})
 
     proposals = []
     for number in range(1, state.rounds + 1):
@@ -57,10 +37,7 @@ def report(campaign: Campaign, path: str | Path, *, force: bool = False) -> None
         proposals.append(json.loads(file.read_text()) if file.exists() else {"believed": {}})
         for column, b in proposals[-1]["believed"].items():
             scores = ", ".join(f"{k} {v:.3f}" for k, v in b["spearman_held_out"].items())
-            models.append(
-                {"round": number, "objective": column, "surrogate": b["surrogate"], "scores": scores,
-                 "coverage": f"{b['interval_coverage_80']:.2f}"}
-            )  # fmt: skip
+            models.append((number, column, b["surrogate"], scores, f"{b['interval_coverage_80']:.2f}"))
     for i, o in enumerate(campaign.objectives):
         rows = {k: v for k, v in state.measured(i).items() if k != "WT"}
         if not rows:
@@ -101,9 +78,21 @@ def report(campaign: Campaign, path: str | Path, *, force: bool = False) -> None
         keep(
             _plate(plt, campaign, state.rounds), f"Plate of round {state.rounds}", "Why each well was filled."
         )
-    page = Environment(autoescape=True).from_string(PAGE)
-    text = page.render(
-        name=campaign.folder.resolve().name, status=campaign.status(), models=models, pictures=pictures
+    status = campaign.status()
+    best = [(o, b["variant"], b["value"]) for o, b in status["best"].items()]
+    header = ("round", "objective", "surrogate", "Spearman, held out", "coverage of 80 % intervals")
+    text = page(
+        f"Campaign {campaign.folder.resolve().name}",
+        tiles=[
+            (status["space"], "variants in the space"),
+            (status["rounds"], "rounds"),
+            *((v, k) for k, v in status["wells"].items() if v),
+        ],
+        sections=[
+            Section("Best so far", header=("objective", "variant", "value"), rows=best),
+            *([Section("What the rounds believed", header=header, rows=models)] if models else []),
+            *pictures,
+        ],
     )
     with atomic_file(path, force=force) as temporary:
         temporary.write_text(text, "utf-8")

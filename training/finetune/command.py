@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any, get_args
 
 from bioseq.cli import new_parser, positive_int
@@ -150,8 +151,20 @@ def main(argv: list[str]) -> int:
     if not args.spec and (not args.labels or not args.output):
         parser().error("a table of labels and -o FOLDER are needed (or --spec FILE)")
     spec = spec_of(args)
+    from bioseq.heads.report import head_report
+    from bioseq.output import atomic_file
     from training.finetune.run import finetune
 
     bundle = finetune(spec)
     print(f"head {bundle.manifest.name} in {spec.output}; its card: {spec.output}/card.md", file=sys.stderr)
+    report = Path(spec.output).with_name(Path(spec.output).name + ".html")
+    if report.exists() and not spec.force:
+        print(
+            f"{report} exists and is kept; bioseq models report {spec.output} -o FILE.html writes another",
+            file=sys.stderr,
+        )
+        return 0
+    with atomic_file(report, force=spec.force) as temporary:
+        temporary.write_text(head_report(bundle), "utf-8")
+    print(f"its report: {report}", file=sys.stderr)
     return 0

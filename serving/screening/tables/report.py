@@ -9,10 +9,9 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from bioseq.errors import OutputError
 from bioseq.output import atomic_file
+from bioseq.reports.page import environment, number
 from serving.screening.folder import read_json
 from serving.screening.tables.reasons import reason
 
@@ -33,13 +32,8 @@ def write_report(output: str, summary: dict[str, Any] | None = None) -> str:
     facts = read_json(folder / "run.json")
     cards = read_json(folder / "cards.json") if (folder / "cards.json").is_file() else {}
     header, rows, hits = _top(folder / "hits.csv", summary["manifest_heads"])
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["number"] = _number
-    page = environment.get_template("report.html").render(
+    made = environment()
+    page = made.from_string((Path(__file__).parent / "report.html").read_text("utf-8")).render(
         summary=summary,
         facts=facts,
         cards=cards,
@@ -79,13 +73,7 @@ def _shown(text: str) -> str:
         value = float(text)
     except ValueError:
         return text
-    return text if text.isdigit() else _number(value)
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if text.isdigit() else number(value)
 
 
 def _settings(settings: dict[str, Any]) -> list[tuple[str, str]]:
