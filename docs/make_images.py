@@ -37,6 +37,21 @@ def main() -> None:
         show(Path(folder))
 
 
+def store_of_samples(folder: Path) -> Path:
+    """A vector store of the sample proteins, named `samples`."""
+    import bioseq
+    from bioseq.backbones.pooling import EmbedOptions
+    from bioseq.inference.vectors import embed_stored, settings_of
+    from bioseq.vectors.store import VectorStore
+
+    model = bioseq.load("default")
+    records = list(bioseq.read_fasta(ROOT / "bioseq/sample/proteins.fasta"))[:300]
+    queries = [model.prepare(r, embed=EmbedOptions(), long_sequences="window") for r in records]
+    store = VectorStore(folder / "samples", settings_of(model, EmbedOptions(), "window"))
+    embed_stored(model, store, queries, [r.id for r in records])
+    return folder / "samples"
+
+
 def show(folder: Path) -> None:
     import httpx
     import numpy as np
@@ -51,7 +66,8 @@ def show(folder: Path) -> None:
 
     records = list(bioseq.read_fasta(ROOT / "bioseq/sample/proteins.fasta"))[:6]
     text = "".join(f">{r.id}\n{r.sequence}\n" for r in records)
-    with Site(folder, Registry()) as site, sync_playwright() as play:
+    given = {"homologs": "default", "vector_stores": [str(store_of_samples(folder))]}
+    with Site(folder, Registry(), **given) as site, sync_playwright() as play:
         browser = play.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
         page = browser.new_page(viewport={"width": 1200, "height": 800})
         page.set_default_timeout(180_000)
@@ -62,9 +78,33 @@ def show(folder: Path) -> None:
         page.get_by_role("button", name="Predict", exact=True).click()
         page.locator("tbody tr").nth(5).wait_for()
         picture(page, "page-predict")
+        page.locator("tbody th button").first.click()
+        page.get_by_role("button", name="Show its homologs").click()
+        page.locator("table.alignment tbody tr").nth(5).wait_for()
+        page.get_by_role("button", name="Find the nearest by embedding").click()
+        page.get_by_role("region", name="Nearest of").wait_for()
+        page.set_viewport_size({"width": 1200, "height": 2600})
+        picture(page, "page-protein")
+        page.set_viewport_size({"width": 1200, "height": 800})
         page.goto(f"{site.url}/#/models")
         page.locator("tbody tr").nth(1).wait_for()
         picture(page, "page-models")
+        page.goto(f"{site.url}/#/models/localization@1")
+        page.locator(".card h1").wait_for()
+        picture(page, "page-card")
+        (folder / "library.fasta").write_text(text)
+        page.goto(f"{site.url}/#/library")
+        page.set_input_files("#library-file", str(folder / "library.fasta"))
+        page.get_by_text("about 6 proteins").wait_for()
+        picture(page, "page-library")
+        page.get_by_role("button", name="Screen", exact=True).click()
+        page.get_by_role("heading", name="screen: library.fasta").wait_for()
+        page.goto(f"{site.url}/#/jobs")
+        page.locator("tbody tr").first.wait_for()
+        picture(page, "page-jobs")
+        page.goto(f"{site.url}/#/train")
+        page.locator("h1").wait_for()
+        picture(page, "page-train")
         body = {"wild_type": records[0].sequence, "objectives": ["activity"], "sites": [12, 15, 18], "name": "an example with made-up results"}  # fmt: skip
         made = httpx.post(f"{site.url}/v1/campaigns", json=body, timeout=300).raise_for_status().json()["id"]
         campaign = Campaign(folder / "data/campaigns" / made)
@@ -88,6 +128,15 @@ def show(folder: Path) -> None:
         page.locator("figure svg rect").nth(90).wait_for()
         page.locator("select").select_option("2")
         picture(page, "page-campaign")
+        page.set_viewport_size({"width": 1200, "height": 800})
+        page.goto(f"{site.url}/#/keys")
+        page.get_by_label("For whom").fill("the lab")
+        page.get_by_label("admin:").check()
+        page.get_by_role("button", name="Make the key").click()
+        page.locator("code.secret").wait_for()
+        page.get_by_role("button", name="I have it").click()
+        page.get_by_text("This service asks for a key").or_(page.locator("tbody tr")).first.wait_for()
+        picture(page, "page-keys")
         browser.close()
 
 
