@@ -164,7 +164,7 @@ def test_what_a_family_cannot_do_is_refused_by_name(folders, tmp_path):
             model.logits(["ACG"])
         with pytest.raises(BioseqError, match="no language-model head"):
             model.score("ACG", ["A1C"])
-    with pytest.raises(IllegalResidueError, match="The dna alphabet has"):
+    with pytest.raises(IllegalResidueError, match="This looks like a protein, and DNA is needed"):
         words_model.embed(["MKTAYIAKQRQ"])
     with pytest.raises(EmptySequenceError, match="reads words of 3"):
         bioseq.load(folders["dnabert"]).embed(["AC"])
@@ -222,3 +222,15 @@ def test_a_vocabulary_that_does_not_match_is_refused(folders, tmp_path):
     (bad / "vocab.txt").unlink()
     with pytest.raises(CheckpointError, match="has no vocabulary"):
         bioseq.load(bad)
+
+
+def test_a_config_cannot_ask_for_code_from_elsewhere(folders, tmp_path, monkeypatch):
+    asked = {
+        "attn_implementation": "evil/kernel", "_attn_implementation": "evil/kernel", "_attn_implementation_internal": "evil/kernel",
+        "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}, "use_kernels": True,
+    }  # fmt: skip
+    plain = bioseq.load(folders["prot_bert"], threads=1)
+    folder = changed(folders["prot_bert"], tmp_path / "evil", **asked)
+    model = bioseq.load(folder, threads=1)
+    assert model.encoder.model.config._attn_implementation == "sdpa"
+    assert np.array_equal(model.embed(PROTEINS), plain.embed(PROTEINS))

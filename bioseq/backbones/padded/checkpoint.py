@@ -231,7 +231,6 @@ def build_padded(
             f"{config.name} runs through the package transformers, which is not installed.",
             hint="pip install 'bioseq[families]'",
         ) from None
-    settings = json.loads(config.settings)
     lm_head = has_lm_head(config, tensors)
     kinds: dict[str, tuple[Any, Any]] = {
         "bert": (hf.BertConfig, hf.BertForMaskedLM if lm_head else hf.BertModel),
@@ -239,6 +238,10 @@ def build_padded(
         "esm": (hf.EsmConfig, hf.EsmModel),
     }
     make, kind = kinds[config.family]
+    # What the shape needs and nothing else: a config.json may also ask for attention kernels or quantisation, whose code
+    # transformers would fetch.
+    known = {k for k in make().to_dict() if not k.startswith("_") and k != "quantization_config"}
+    settings = {k: v for k, v in json.loads(config.settings).items() if k in known}
     how = {} if lm_head or config.family == "t5" else {"add_pooling_layer": False}
     with _quiet(hf):
         model, told = kind.from_pretrained(
@@ -248,6 +251,7 @@ def build_padded(
             dtype=dtype,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            attn_implementation="sdpa",
             **how,
         )
     shapes = [name for name, *_ in told["mismatched_keys"]]
