@@ -42,8 +42,8 @@ class ContactHead:
 
 
 def needed_bytes(encoder: PackedEncoder, residues: int) -> int:
-    """Bytes of the maps that are in memory at a time."""
-    return 3 * 4 * encoder.config.n_heads * (residues + 2) ** 2
+    """Bytes of the maps that are in memory at a time: a layer's scores and their softmax."""
+    return 2 * 4 * encoder.config.n_heads * (residues + 2) ** 2
 
 
 @torch.inference_mode()
@@ -57,11 +57,14 @@ def contact_map(encoder: PackedEncoder, tokens_T: Tensor, head: ContactHead) -> 
     for layer, weight_H in zip(encoder.layers, head.weight.to(tokens_T.device), strict=True):
         assert isinstance(layer, EncoderLayer)
         q_THd, k_THd, _ = layer.attention_inputs(x_TD, cos, sin)
-        scores_HTT = torch.einsum("ihd,jhd->hij", q_THd.float(), k_THd.float()) * q_THd.shape[-1] ** -0.5
-        maps_HLL = torch.softmax(scores_HTT, dim=-1)[:, 1:-1, 1:-1]
+        # No name holds the scores, and the rest is done in place: two maps of a layer at most.
+        maps_HLL = torch.softmax(
+            torch.einsum("ihd,jhd->hij", q_THd.float() * q_THd.shape[-1] ** -0.5, k_THd.float()), dim=-1
+        )[:, 1:-1, 1:-1]
         maps_HLL = maps_HLL + maps_HLL.transpose(1, 2)
         rows_HL, whole_H = maps_HLL.sum(2), maps_HLL.sum((1, 2))
-        expected_HLL = rows_HL[:, :, None] * (rows_HL / whole_H[:, None])[:, None, :]
-        logits_LL += torch.einsum("h,hij->ij", weight_H, maps_HLL - expected_HLL)
+        maps_HLL.addcmul_(rows_HL[:, :, None], (rows_HL / whole_H[:, None])[:, None, :], value=-1)
+        logits_LL += torch.einsum("h,hij->ij", weight_H, maps_HLL)
+        del maps_HLL
         x_TD = layer(x_TD, cos, sin, cu_seqlens, len(tokens_T))
     return torch.sigmoid(logits_LL)

@@ -19,6 +19,7 @@ import torch
 
 from bioseq.backbones.contacts import ContactHead, contact_map, needed_bytes
 from bioseq.backbones.packed.encoder import PackedEncoder
+from bioseq.backbones.padded.config import PaddedConfig
 from bioseq.errors import BioseqError, ResourceError, SpecError
 from bioseq.heads.features import kept
 from bioseq.heads.head import Head
@@ -97,7 +98,8 @@ def attribute(
 ) -> Attribution:
     """How much each residue adds to what a head says. `label`: a class or target; by default the most probable class, or
     the first target. Costs one pass a residue. Raises `SpecError` for a head that answers by residue and a label that
-    it does not have, and what `Predictor.prepare` raises."""
+    it does not have, what `masked` raises, and what `Predictor.prepare` raises."""
+    _check_mask(model)
     query = model.prepare(sequence, heads=(head,))
     found = model.heads[head]
     if found.per_residue:
@@ -123,10 +125,25 @@ def attribute(
 
 
 def masked(model: Model, query: Query, places: Iterable[int]) -> Query:
-    """A query whose backbone does not see these residues. Raises `BioseqError` for a backbone without a mask token."""
+    """A query whose backbone does not see these residues. Raises `BioseqError` for a backbone that cannot hide a residue."""
+    _check_mask(model)
     ids = query.ids.copy()
     ids[list(places)] = model.alphabet.mask_id
     return replace(query, ids=ids)
+
+
+def _check_mask(model: Model) -> None:
+    """Without a mask token the family would read an X; in words, hiding a letter makes other words of its neighbours."""
+    config = model.encoder.config
+    if not isinstance(config, PaddedConfig):
+        return
+    why = "has no mask token" if config.ids[model.alphabet.mask_id] < 0 else ""
+    why = "reads words of several letters" if config.k > 1 else why
+    if why:
+        raise BioseqError(
+            f"{model.name} {why}: single residues cannot be hidden from it, so nothing is attributed to them.",
+            hint="Use a head on a backbone with a mask token for residues: docs/backbones.md names the families.",
+        )
 
 
 def answers(model: Model, queries: list[Query], head: str, label: str) -> np.ndarray:

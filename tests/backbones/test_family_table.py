@@ -254,6 +254,12 @@ def contacts(family, bundle, tmp_path):
     assert found.shape[0] == found.shape[1] and 0 <= found.min() < found.max() <= 1
 
 
+def attributions(family, bundle, tmp_path):
+    head = frozen_head(family, bundle, tmp_path)
+    found = model_of(bundle).attribute(sequences(family, 1, seed=7)[0], str(head.path))
+    assert np.isfinite(found.values).all() and np.ptp(found.values) > 0
+
+
 CHECKS = {
     "embed, any layer, per residue": embed,
     "pooling by `cls`": cls,
@@ -265,6 +271,7 @@ CHECKS = {
     "HTTP service": http,
     "screening": screening,
     "contacts": contacts,
+    "attributions": attributions,
     "vector stores": vectors,
     "export to its own layout": export,
 }
@@ -276,6 +283,7 @@ REASONS = {  # of a "no"
     "LoRA heads": "runs through transformers",
     "int8": "runs through transformers",
     "contacts": "has no contact head",
+    "attributions": "single residues cannot be hidden",
 }
 
 

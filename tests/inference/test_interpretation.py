@@ -64,6 +64,27 @@ def test_what_has_no_contacts_says_so(esm2, monkeypatch):
         model.contacts("MKV")
 
 
+def test_contacts_do_not_depend_on_the_other_sequences(esm2):
+    model = bioseq.load(esm2[0], threads=1)
+    for one, among in zip(SEQUENCES, model.contacts(SEQUENCES[::-1])[::-1], strict=True):
+        assert np.abs(model.contacts([one])[0] - among).max() <= 1e-5
+
+
+def test_the_stated_bytes_are_those_that_are_needed(esm2):
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    model = bioseq.load(esm2[0], threads=1)
+    tokens = torch.full((602,), 5)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        maps.contact_map(model.encoder, tokens, model.contact_head)
+    steps = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = np.cumsum([e.nbytes() for e in sorted(steps, key=lambda e: e.start_ns())])
+    stated = maps.needed_bytes(model.encoder, 600)
+    # beside the maps: the logits, and states of 600 residues
+    assert 0.9 * stated <= held.max() <= stated + 3 * 4 * 600**2
+
+
 PROTEIN = "MKTLLLTLVVVTIVCLDLGYTRICFNHQSSQPQTTKTCSPGESSCYNKQWSDFRGTIIERGCGCPTVKPGIKLSCCESEVCNN"
 
 
