@@ -233,8 +233,9 @@ class Searches:
         except Exception as error:
             line("homologs", state="not ready", error=type(error).__name__, code=getattr(error, "code", None))
 
-    def _open(self, name: str, variants: bool, kind: type[Reference] = Reference) -> Reference:
+    def _open(self, name: str, variants: bool, kind: type[Reference] | None = None) -> Reference:
         """Raises `NotFoundError`, and what opening a reference set raises."""
+        kind = kind or Reference
         key = (name, variants, kind)
         with self._lock:
             if key not in self._opened:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bioseq.backbones.protocol import Backbone
 from bioseq.errors import BundleError, SpecError
 from bioseq.homologs.matrix import conditional
 from bioseq.homologs.profile import Profile
@@ -24,6 +25,7 @@ class Toy:
     """A model with known logits: one table for every context, so that formulas can be written by hand."""
 
     name, alphabet, max_residues, has_lm_head = "toy", ALPHABET, 100, True
+    encoder = Backbone()  # takes every sequence
 
     def __init__(self, mixture: Mixture | None = None, table: np.ndarray | None = None):
         self.mixture = mixture or Mixture()

@@ -51,7 +51,7 @@ async def create_key(request: Request, body: KeyRequest, key: KeyInfo = require(
     return KeyMade(**_told(made), key=text)
 
 
-@router.delete("/keys/{key_id}", responses=problems(401, 403, 404, 409))
+@router.delete("/keys/{key_id}", responses=problems(401, 403, 404, 409, 422))
 async def revoke_key(
     request: Request,
     key_id: Annotated[str, Path(max_length=32, pattern=r"^[0-9a-f]+$")],
